@@ -1,0 +1,1 @@
+"""Masked diffusion on discrete data: schedules, objectives, networks, samplers. PyTorch only."""

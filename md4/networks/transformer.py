@@ -1,0 +1,256 @@
+"""The text network of MD4: a bidirectional transformer with rotary positions, gated MLPs and adaptive norms.
+
+Shape letters: B examples, L positions, D = heads * E width, H heads, E feature_dim (at once the size of a head, of the
+conditioning vector and of the outside embedding), V real tokens.
+
+Precision: weights are float32. With `compute` = bfloat16 the matrix products and attention of the blocks run in
+bfloat16; the residual stream, the norms, the conditioning, the head and the logits stay float32.
+"""
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from md4 import noise
+from md4.networks.conditioning import Conditioning
+
+NORM_EPS = 1e-5
+GATES = {"glu": torch.sigmoid, "swiglu": F.silu, "geglu": lambda x: F.gelu(x, approximate="tanh")}
+
+
+class TransformerConfig(BaseModel):
+    """Shape and habits of the text network. The defaults are the published text8 model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    feature_dim: int = Field(64, ge=4, description="size of a head, of the conditioning and of the outside embedding")
+    heads: int = Field(12, ge=1, description="attention heads; the width is feature_dim * heads")
+    layers: int = Field(12, ge=1, description="transformer blocks")
+    mlp: Literal["glu", "swiglu", "geglu"] = Field(
+        "glu", description="gate of the MLP (sigmoid, SiLU, GELU), also the activation before the adaptive norms"
+    )
+    conditioning: Literal["adaln_zero", "adaln"] = Field(
+        "adaln_zero", description="adaptive norms start at zero (every block starts as the identity), or random"
+    )
+    depth_scaled_init: bool = Field(True, description="MLP weights start with variance 2/layers instead of 1")
+    outside_embed: bool = Field(True, description="embed tokens in feature_dim and project, or embed in full width")
+    time_input: bool = Field(True, description="tell the network the time")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate while training")
+
+    @model_validator(mode="after")
+    def _even(self):
+        if self.feature_dim % 2:
+            raise ValueError(f"feature_dim is {self.feature_dim}: rotary positions need an even number")
+        return self
+
+    @property
+    def width(self) -> int:
+        """D, the width of the residual stream."""
+        return self.feature_dim * self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the MLP: two thirds of 4 D, rounded up to a multiple of 32."""
+        return 32 * math.ceil(8 * self.width // 3 / 32)
+
+
+@lru_cache(maxsize=16)
+def rotations(length: int, dim: int, device: torch.device) -> Tensor:
+    """Rotary angles as unit complex numbers exp(i pos 10000^(-2j/dim)): complex64 `[length, 1, dim / 2]`."""
+    with torch.inference_mode(False):
+        frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+        angle = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency
+        return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[:, None]
+
+
+def rotate(x: Tensor, by: Tensor) -> Tensor:
+    """Turn each pair (2j, 2j+1) of the last axis of x [B, L, H, E] by its angle, in float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """softmax(q k' / sqrt(E)) v for q, k, v [B, H, L, E], with dropout of the attention probabilities.
+
+    In bfloat16 on a CPU the products are written out: PyTorch's fused kernel there is slower than its float32 one,
+    and a third as fast, forward and backward, as this (32 x 4 heads, L = 256, E = 32). Elsewhere it is the kernel.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        scores = (q.contiguous() * q.shape[-1] ** -0.5) @ k.contiguous().transpose(-2, -1)
+        return F.dropout(torch.softmax(scores, dim=-1), dropout) @ v.contiguous()
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels: x [B, L, D] with one draw per (example, channel), shared by all positions."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), self.rate)
+
+
+class Attention(nn.Module):
+    """Full (not causal) multi-head self-attention with rotary positions."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.rate = config.dropout
+        self.wq = nn.Linear(width, width, bias=False)
+        self.wk = nn.Linear(width, width, bias=False)
+        self.wv = nn.Linear(width, width, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+        self.dropout = ChannelDropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        q, k, v = (w(x).unflatten(-1, (self.heads, -1)) for w in (self.wq, self.wk, self.wv))
+        turn = rotations(q.shape[1], q.shape[3], q.device)
+        q, k = rotate(q, turn), rotate(k, turn)
+        rate = self.rate if self.training else 0.0
+        mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), rate)
+        return self.dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """w2(gate(w1 x) * w3 x)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.gate = GATES[config.mlp]
+        self.w1 = nn.Linear(config.width, config.hidden, bias=False)
+        self.w3 = nn.Linear(config.width, config.hidden, bias=False)
+        self.w2 = nn.Linear(config.hidden, config.width, bias=False)
+        self.dropout = ChannelDropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        return self.dropout(self.w2(self.gate(self.w1(x)) * self.w3(x)))
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights of x [B, L, D], then times (1 + scale) plus shift, both [B, 1, D]."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual stream.
+
+    With a conditioning vector the norms and the gates of both branches are functions of it, else plain RMSNorms.
+    """
+
+    def __init__(self, config: TransformerConfig, conditioned: bool, compute: torch.dtype):
+        super().__init__()
+        self.compute = compute
+        width = config.width
+        if conditioned:
+            self.modulation = nn.Linear(config.feature_dim, 6 * width)
+        else:
+            self.attention_norm = nn.RMSNorm(width, eps=NORM_EPS)
+            self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """x [B, L, D] float32, condition [B, E] (already activated) or None -> [B, L, D] float32."""
+        if condition is None:
+            h = x + self.attention(self.attention_norm(x).to(self.compute))
+            return h + self.mlp(self.mlp_norm(h).to(self.compute))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].float().chunk(6, dim=-1)
+        h = torch.addcmul(x, gate_a, self.attention(modulated_norm(x, shift_a, scale_a).to(self.compute)))
+        return torch.addcmul(h, gate_m, self.mlp(modulated_norm(h, shift_m, scale_m).to(self.compute)))
+
+
+class Transformer(nn.Module):
+    """The text network.
+
+    Args:
+        config: its shape.
+        vocab_size: V real tokens; the input has one more, the mask, and the output has not.
+        classes: number of classes, 0 for none.
+        compute: torch.bfloat16 to run the blocks in it, else torch.float32.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, vocab_size: int, classes: int = 0, compute: torch.dtype = torch.float32
+    ):
+        super().__init__()
+        self.config = config
+        self.compute = compute
+        conditioned = config.time_input or classes > 0
+        if conditioned:
+            self.conditioning = Conditioning(config.feature_dim, classes, config.time_input)
+        if config.outside_embed:
+            self.embed = nn.Embedding(vocab_size + 1, config.feature_dim)
+            self.lift = nn.Linear(config.feature_dim, config.width)
+        else:
+            self.embed = nn.Embedding(vocab_size + 1, config.width)
+        self.blocks = nn.ModuleList(Block(config, conditioned, compute) for _ in range(config.layers))
+        if conditioned:
+            self.modulation = nn.Linear(config.feature_dim, 2 * config.width)
+        else:
+            self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.head = nn.Linear(config.width, vocab_size, bias=False)
+
+    def forward(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """Logits over the real tokens: float32 `[B, L, V]`.
+
+        Args:
+            z: tokens `[B, L]`, int64, with the mask id V where hidden.
+            t: times `[B]`, or one time for all.
+            labels: classes `[B]`, needed iff the network has classes.
+        """
+        device = z.device.type
+        with torch.autocast(device, enabled=False):
+            condition = None
+            if hasattr(self, "conditioning"):
+                t = torch.as_tensor(t, device=z.device).expand(z.shape[0])
+                condition = GATES[self.config.mlp](self.conditioning(t, labels))
+            x = self.embed(z)
+            if self.config.outside_embed:
+                x = self.lift(x)
+            else:
+                x = F.dropout(x, self.config.dropout, self.training)
+        with torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32):
+            for block in self.blocks:
+                x = block(x, condition)
+        with torch.autocast(device, enabled=False):
+            if condition is None:
+                x = self.norm(x)
+            else:
+                shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+                x = modulated_norm(x, shift, scale)
+            return self.head(x)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Set every parameter to its starting value, a function of `seed` and the parameter's name alone.
+
+        Matrices: truncated normal of variance 1/fan_in (LeCun), times 2/layers in depth-scaled MLPs. Embeddings: normal
+        of variance 1/width. Biases 0, norms 1. The head and, with adaLN-Zero, all modulations are 0.
+        """
+        for name, parameter in self.named_parameters():
+            generator = torch.Generator(parameter.device).manual_seed(noise.key(seed, "init", name) % 2**63)
+            role, kind = name.split(".")[-2:]
+            if role.endswith("norm"):
+                nn.init.ones_(parameter)
+            elif kind == "bias" or role == "head" or (role == "modulation" and self.config.conditioning == "adaln_zero"):
+                nn.init.zeros_(parameter)
+            elif role.endswith("embed"):
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+            else:
+                scale = 2 / self.config.layers if self.config.depth_scaled_init and role in ("w1", "w2", "w3") else 1.0
+                # Cutting at two deviations shrinks the deviation to this fraction.
+                std = math.sqrt(scale / parameter.shape[1]) / 0.87962566103423978
+                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)

@@ -1,0 +1,153 @@
+"""The MD4 objective: hide tokens, predict them, weigh the cross-entropy (MD4, sections 3 and 4; equations 5 and 9).
+
+Time t runs from 0 (clean) to 1 (all hidden). Each token is kept with probability alpha(t), else replaced by the mask
+id, which is `vocab_size`. One time serves a whole example, and the times of a global batch are stratified: one random
+offset and equal steps, so that every batch covers [0, 1) evenly.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from md4 import noise
+from md4.errors import UserError
+from md4.schedules import Schedule
+
+
+def stratified_times(u: Tensor | float, stratum: Tensor, batch_size: int) -> Tensor:
+    """(u + stratum / batch_size) mod 1: the grid's point for each `stratum` [n] of 0..batch_size-1; `u` in [0, 1).
+
+    Computed in float64, or in float32 if `u` is a float32 tensor.
+    """
+    if not isinstance(u, Tensor):
+        u = torch.tensor(u, dtype=torch.float64, device=stratum.device)
+    t = u + stratum.to(u.dtype) / batch_size
+    return t - t.floor()
+
+
+def antithetic(u: Tensor | float, batch_size: int) -> Tensor:
+    """The times of one batch, `[batch_size]`, in the order of the strata: (u + i / batch_size) mod 1."""
+    return stratified_times(u, torch.arange(batch_size), batch_size)
+
+
+def global_times(seed: int, step: int, slots: Tensor, batch_size: int, slices: int) -> Tensor:
+    """Times of the examples at `slots` [n] (0..batch_size-1) of global batch `step`: float64 `[n]` in [0, 1).
+
+    A pure function of (seed, step, slot): the times of a global batch are one stratified grid however many workers
+    share it. Slot `slice * m + place` (m = batch_size / slices) takes stratum `place * slices + slice`, so that every
+    slice by itself, and every run of slices, spans all times evenly.
+
+    Raises UserError unless `slices` divides `batch_size`.
+    """
+    if slices < 1 or batch_size % slices:
+        raise UserError(f"a batch of {batch_size} examples cannot be cut into {slices} equal slices")
+    places = batch_size // slices
+    stratum = (slots % places) * slices + slots // places
+    u = noise.uniform(noise.key(seed, "time", step), torch.zeros((), dtype=torch.int64, device=slots.device))
+    return stratified_times(u, stratum, batch_size)
+
+
+def mask_uniforms(seed: int, step: int, slots: Tensor, length: int) -> Tensor:
+    """Uniforms in (0, 1) that decide which tokens to hide: float64 `[n, length]`, row i a function of slots[i] alone."""
+    keys = noise.derive(noise.key(seed, "mask", step), slots)
+    return noise.uniform(keys[:, None], torch.arange(length, device=slots.device))
+
+
+def bits_per_token(nats: Tensor, length: int) -> Tensor:
+    """Nats per example, `[...]`, as bits per token of examples of `length` tokens."""
+    return nats / (length * math.log(2))
+
+
+class MD4(nn.Module):
+    """A network and the rule by which it is trained and read.
+
+    Args:
+        network: `network(z [B, L], t [B], labels [B] | None)` -> float32 logits `[B, L, vocab_size]`.
+        schedule: how alpha falls with time.
+        vocab_size: number of real tokens; the mask id is `vocab_size`.
+        continuous: continuous time (every published model), or `timesteps` discrete ones.
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, vocab_size: int, continuous: bool = True, timesteps: int = 1000
+    ):
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.vocab_size = vocab_size
+        self.mask_id = vocab_size
+        self.continuous = continuous
+        self.timesteps = timesteps
+
+    def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Diffusion term of the negative ELBO of each example, in nats (a SUM over its tokens): float32 `[B]`.
+
+        One Monte Carlo draw, given by the arguments: no random number is drawn here (dropout aside).
+
+        Args:
+            tokens: clean tokens `[B, L]`, int64.
+            t: times `[B]` in [0, 1).
+            uniforms: `[B, L]` in (0, 1); a position stays visible iff its uniform is below alpha(t).
+            labels: classes `[B]`, for a class-conditional network.
+        """
+        t = self.used_times(t)
+        return self.diffusion_nats(tokens, self.corrupt(tokens, t, uniforms), t, labels)
+
+    def used_times(self, t: Tensor) -> Tensor:
+        """The times that masking, network and weight see, `[B]`: `t`, or its step's end (floor(t T) + 1) / T."""
+        if self.continuous:
+            return t
+        index = torch.floor(t * self.timesteps) + 1
+        return index.clamp(max=self.timesteps).double() / self.timesteps
+
+    def corrupt(self, tokens: Tensor, t: Tensor, uniforms: Tensor) -> Tensor:
+        """`tokens` [B, L] with the positions hidden whose uniform [B, L] is not below alpha(t), t [B]."""
+        visible = uniforms < self.schedule.alpha(t.double())[:, None]
+        return torch.where(visible, tokens, self.mask_id)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Weight (negative, float64 `[B]`) of the masked tokens' log-likelihood at used times t [B].
+
+        Continuous: alpha'(t) / (1 - alpha(t)). Discrete, s = t - 1/T: T (alpha(t) - alpha(s)) / (1 - alpha(t)).
+        """
+        t = t.double()
+        if self.continuous:
+            # A power below 1 has an infinite slope at t = 0 exactly, and infinity times no masked token is not 0.
+            return self.schedule.weight(t.clamp(min=torch.finfo(torch.float64).eps))
+        now, next_ = self.schedule.masked(t), self.schedule.masked((t - 1 / self.timesteps).clamp(min=0))
+        return self.timesteps * (next_ - now) / now
+
+    def diffusion_nats(self, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The diffusion term `[B]` in nats for tokens [B, L] hidden as z [B, L] at used times t [B]."""
+        logits = self.network(z, t, labels)
+        hidden_tokens = torch.where(z == self.mask_id, tokens, -100)
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), hidden_tokens.flatten(), ignore_index=-100, reduction="none")
+        return -self.loss_weight(t).to(nats.dtype) * nats.view(z.shape).sum(1)
+
+    def reconstruction(self, n_tokens: int) -> float:
+        """The reconstruction term of an example of `n_tokens`, in nats: what is hidden at t = 0, guessed blindly."""
+        return n_tokens * self.schedule.eps * math.log(self.vocab_size)
+
+    def prior(self, n_tokens: int) -> float:
+        """The prior term: 0 by convention. (A token stays visible at t = 1 with probability eps; that is dropped.)"""
+        return 0.0
+
+    def bits_per_token(self, nats: Tensor, length: int) -> Tensor:
+        """The whole bound in bits per token, `[...]`, from the diffusion term `nats` [...] of `length` tokens each."""
+        return bits_per_token(nats + self.reconstruction(length) + self.prior(length), length)
+
+    @torch.no_grad()
+    def logits(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """What the network predicts for every position of z [B, L]: float32 `[B, L, V]`, no gradient, no dropout.
+
+        `t` is `[B]` or one number for all rows.
+        """
+        if not self.network.training:
+            return self.network(z, t, labels)
+        self.network.eval()
+        try:
+            return self.network(z, t, labels)
+        finally:
+            self.network.train()

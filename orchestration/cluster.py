@@ -1,0 +1,77 @@
+"""Starting or joining Ray, the same way for every command."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from md4.errors import UserError
+
+# Read by Ray when it is imported or when its processes start, hence set before; a user's own settings win.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen within a second (default 2)
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is printed twice
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "DS_ACCELERATOR": "",  # filled in by `_set_environment`
+}
+_OBJECT_STORE_BYTES = 512 << 20
+
+
+def _set_environment() -> None:
+    import torch
+
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not os.environ["DS_ACCELERATOR"]:
+        # Without this DeepSpeed prints a warning in every process that has no GPU.
+        os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def start_local(num_cpus: int) -> None:
+    """Start a private Ray on this machine with `num_cpus` logical CPUs and this machine's GPUs.
+
+    Logical CPUs only bound how many workers and tasks run at once, so they may exceed the cores: a reading task
+    beside two training workers needs a slot more than its share of a core. Token authentication, which Ray turns on
+    by default, guards ports that a local cluster does not open; it stays off unless RAY_AUTH_MODE says otherwise.
+    """
+    _set_environment()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+
+
+def join(address: str) -> None:
+    """Join a running cluster; UserError when there is none at `address`."""
+    _set_environment()
+    import ray
+
+    try:
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"no Ray cluster answers at address {address!r}: {error}") from error
+
+
+@contextmanager
+def cluster(num_cpus: int) -> Iterator[None]:
+    """Ray for the length of a command: the one already running in this process, else the cluster that RAY_ADDRESS
+    names, else a private local one, which ends with the command."""
+    _set_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    join(address) if address else start_local(num_cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,261 @@
+"""One tree of validated settings: preset + file + `key=value` overrides (contract C5).
+
+Each part is declared beside the code that it configures; this file composes the parts, checks what crosses them, and
+turns a mistake into one message that names the key, the value, what is allowed and the nearest valid key.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+import md4
+from md4.errors import UserError
+from md4.model import ModelConfig
+from md4.samplers import SamplingConfig
+from orchestration.optimizer import OptimizerConfig
+from orchestration.serving.config import ServingConfig
+from pipelines.prepare import DataConfig
+from pipelines.vocabularies import vocabulary
+
+PRESETS = Path(md4.__file__).parent / "presets"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainConfig(_Part):
+    """How the run is laid out over time and workers."""
+
+    steps: int = Field(ge=1, description="optimizer updates")
+    batch_size: int = Field(ge=1, description="rows of a global batch, whatever the number of workers")
+    slices: int = Field(8, ge=1, description="pieces a global batch is dealt out in; the most workers a run can have")
+    micro_batch: int | None = Field(
+        None, ge=1, description="rows a worker takes through the network at once (the rest accumulates); null = all"
+    )
+    workers: int = Field(1, ge=1, description="Ray Train workers; must divide slices")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="of the network's products; weights, schedules, logits and loss stay float32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = cuda where the driver sees a GPU")
+    threads: int = Field(1, ge=1, description="CPU threads of a worker")
+    log_every: int = Field(10, ge=1, description="steps between two lines of metrics")
+    max_restarts: int = Field(3, ge=0, description="times a failed worker group is started again from a checkpoint")
+
+
+class EvaluationConfig(_Part):
+    """The evaluation during training and of `md4 evaluate`."""
+
+    every: int = Field(500, ge=0, description="steps between evaluations during training; 0 = never")
+    rows: int = Field(256, ge=1, description="validation rows used during training (the same ones each time)")
+    draws: int = Field(4, ge=1, description="Monte Carlo draws a row, stratified")
+    estimator: Literal["mask_count", "continuous"] = Field("mask_count", description="of the negative ELBO")
+
+
+class CheckpointConfig(_Part):
+    every: int = Field(500, ge=0, description="steps between checkpoints; 0 = only at the end")
+    keep: int = Field(3, ge=1, description="newest checkpoints kept")
+
+
+class TrackingConfig(_Part):
+    """Where metrics go beside `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = Field("md4", description="W&B project")
+
+
+class Config(_Part):
+    """The whole tree of a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's name, and folder below `runs`")
+    runs: str = Field("runs", description="folder of the run folders")
+    seed: int = Field(42, ge=0, lt=2**63)
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    serving: ServingConfig = ServingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_follows_data(cls, tree: Any) -> Any:
+        """The vocabulary's size and the row length are stated once, under `data`."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("data"), dict) or not isinstance(tree.get("model"), dict):
+            return tree
+        model = dict(tree["model"])
+        model.setdefault("length", tree["data"].get("length", DataConfig.model_fields["length"].default))
+        if "vocab_size" not in model:
+            try:
+                model["vocab_size"] = vocabulary(tree["data"].get("vocabulary", DataConfig.model_fields["vocabulary"].default)).size
+            except UserError:
+                return tree  # the field's own check says it better
+        return {**tree, "model": model}
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Config":
+        train, problems = self.train, []
+        if train.batch_size % train.slices:
+            problems.append(f"train.batch_size={train.batch_size} must be a multiple of train.slices={train.slices}")
+        if train.workers > train.slices:
+            problems.append(f"train.workers={train.workers} is more than train.slices={train.slices} can feed")
+        elif train.slices % train.workers:
+            fitting = [n for n in range(1, train.slices + 1) if train.slices % n == 0]
+            problems.append(f"train.workers={train.workers} must divide train.slices={train.slices}: one of {fitting}")
+        elif train.micro_batch and (train.batch_size // train.workers) % train.micro_batch:
+            problems.append(
+                f"train.micro_batch={train.micro_batch} must divide a worker's share of the batch, "
+                f"{train.batch_size}/{train.workers} = {train.batch_size // train.workers} rows"
+            )
+        if self.model.length != self.data.length:
+            problems.append(f"model.length={self.model.length} must equal data.length={self.data.length}")
+        size = vocabulary(self.data.vocabulary).size
+        if self.model.vocab_size != size:
+            problems.append(f"model.vocab_size={self.model.vocab_size}: {self.data.vocabulary} has {size} tokens")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs) / self.name
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the scalars of version 1.2: `1e-4` is a number, `no` a word, and a key may stand only once."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own registry, filled below
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in [
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+]:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """Parse YAML text; UserError with `origin`, line and column when it can't be read."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{origin}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _read_tree(path: Path) -> dict:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read configuration {path}: {error}") from None
+    tree = read_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys to values, found {type(tree).__name__}")
+    return tree
+
+
+def _find_preset(name: str) -> Path:
+    if name in preset_names():
+        return PRESETS / f"{name}.yaml"
+    if Path(name).suffix in {".yaml", ".yml"}:
+        if Path(name).is_file():
+            return Path(name)
+        raise UserError(f"no such configuration file: {name}")
+    near = difflib.get_close_matches(name, preset_names(), 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"unknown preset {name!r}; {hint}presets: {', '.join(preset_names())}; or the path of a .yaml file")
+
+
+def _merge(base: dict, over: Mapping) -> dict:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _override(tree: dict, assignment: str) -> dict:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise UserError(f"override {assignment!r} is not of the form key=value, for instance train.steps=100")
+    value: Any = read_yaml(text, f"value of {key}")
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return _merge(tree, value)
+
+
+def load(preset: str, overrides: Sequence[str] = (), file: str | Path | None = None) -> Config:
+    """Resolve a configuration: preset (a name, or a .yaml file), then `file`, then `key=value` overrides.
+
+    Raises:
+        UserError: naming every wrong key, its value, what is allowed and the nearest valid key.
+    """
+    path = _find_preset(preset)
+    tree = {"name": path.stem, **_read_tree(path)}
+    if file:
+        tree = _merge(tree, _read_tree(Path(file)))
+    for assignment in overrides:
+        tree = _override(tree, assignment)
+    return validate(tree)
+
+
+def validate(tree: Any) -> Config:
+    """A Config from a plain tree; UserError with one line for each mistake."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every valid key, dotted."""
+    for name, field in model.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            yield from keys(part, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _describe(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    value = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, list(keys()), 1) or [
+            full for full in keys() if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
+        ]
+        return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see `md4 config PRESET` for all keys")
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing and has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and not key:
+        return message
+    return f"{key}={value!r}: {message[0].lower()}{message[1:]}"

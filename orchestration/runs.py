@@ -1,0 +1,152 @@
+"""A run's folder (contract C6): what is in it, how it is made, continued and read.
+
+    runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from md4.errors import UserError
+from md4.model import build
+from md4.objectives import MD4
+from orchestration import checkpoints
+from orchestration.config import Config, read_yaml, validate
+from pipelines.vocabularies import Vocabulary, vocabulary
+
+# What may differ between a run and its continuation: it changes neither the data, the model nor the updates.
+_FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
+_FREE += ("train.log_every", "train.max_restarts", "evaluation.", "checkpoint.", "tracking.", "sampling.", "serving.")
+_FREE += ("runs", "data.directory")
+
+
+class Run:
+    """The folder of one run, which exists."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "config.yaml").is_file():
+            near = sorted(p.parent.name for p in self.path.parent.glob("*/config.yaml"))
+            known = f"; runs there: {', '.join(near)}" if near else ""
+            raise UserError(f"{self.path} is not a run's folder (it has no config.yaml){known}")
+        self.config: Config = validate(read_yaml((self.path / "config.yaml").read_text("utf-8"), f"{self.path}/config.yaml"))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def reports(self) -> Path:
+        return self.path / "reports"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Rows of `metrics.jsonl`, of one kind ("train", "evaluation", "checkpoint") or all."""
+        return [row for row in _rows(self.metrics_file) if kind is None or row["kind"] == kind]
+
+    @classmethod
+    def create(cls, config: Config) -> "Run":
+        """Make the folder of a new run; UserError when it is taken (run folders are never shared)."""
+        path = config.directory
+        if (path / "config.yaml").exists():
+            raise UserError(f"run {path} exists already: continue it with --resume, or choose another name=...")
+        path.mkdir(parents=True, exist_ok=True)
+        cls._write_config(path, config)
+        return cls(path)
+
+    @classmethod
+    def resume(cls, config: Config, report: Callable[[str], None]) -> "Run":
+        """The existing run of `config`, to be continued; its stored configuration must agree where it matters."""
+        run = cls(config.directory)
+        stored, given = (dict(_leaves(c.model_dump(mode="json"))) for c in (run.config, config))
+        changed = [key for key in given if given[key] != stored.get(key)]
+        fixed = [key for key in changed if not key.startswith(_FREE)]
+        if fixed:
+            lines = [f"{key}: the run has {stored.get(key)!r}, given is {given[key]!r}" for key in fixed]
+            raise UserError(f"run {run.path} can't be resumed with another configuration:\n" + "\n".join(lines))
+        if changed:
+            report(f"resuming with changed {', '.join(changed)}")
+            cls._write_config(run.path, config)
+        return cls(run.path)
+
+    @staticmethod
+    def _write_config(path: Path, config: Config) -> None:
+        temporary = path / ".config.yaml"
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+        temporary.rename(path / "config.yaml")
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON-lines file; a torn last line (its writer was killed) is passed over."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def rewind(path: Path, step: int) -> None:
+    """Cut `metrics.jsonl` back to `step`: later rows are of work that the resumed run does again."""
+    if not path.exists():
+        return
+    kept = [row for row in _rows(path) if row["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model, ready to sample and evaluate."""
+
+    model: MD4
+    vocabulary: Vocabulary
+    config: Config
+    step: int
+    weights_hash: str
+    path: Path
+
+
+def load_model(path: str | Path, *, ema: bool = True, compute: torch.dtype = torch.float32,
+               report: Callable[[str], None] = print) -> Loaded:
+    """The model of a run's newest sound checkpoint, in eval mode, with averaged weights if there are any.
+
+    Raises:
+        UserError: not a run, or no sound checkpoint in it.
+    """
+    run = Run(path)
+    checkpoint = checkpoints.newest(run.checkpoints, report)
+    if checkpoint is None:
+        raise UserError(f"run {run.path} has no sound checkpoint yet")
+    kind = "ema" if ema and "ema" in checkpoint.kinds else "weights"
+    model = build(run.config.model, compute=compute)
+    model.load_state_dict(checkpoint.tensors(kind))
+    return Loaded(
+        model=model.eval(),
+        vocabulary=vocabulary(run.config.data.vocabulary),
+        config=run.config,
+        step=checkpoint.step,
+        weights_hash=checkpoint.weights_hash(kind),
+        path=run.path,
+    )

@@ -1,0 +1,110 @@
+"""Where metrics go: one protocol, one small class for each backend.
+
+`metrics.jsonl` in the run's folder is always written and is what everything else reads; TensorBoard and W&B are
+copies for people who like them.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from md4.errors import UserError
+from orchestration.config import Config
+from orchestration.runs import Run
+
+Row = dict[str, Any]
+
+
+class Tracker(Protocol):
+    """Takes rows of metrics: `kind` ("train", "evaluation", "checkpoint"), `step`, and figures."""
+
+    def log(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _figures(row: Row) -> dict[str, float]:
+    """The numbers of a row, named `kind/figure`."""
+    return {
+        f"{row['kind']}/{name}": value
+        for name, value in row.items()
+        if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+class JsonLines:
+    """`metrics.jsonl`: one line a row, on the disk before `log` returns."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, row: Row) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files below the run's `tensorboard/`."""
+
+    def __init__(self, path: Path, first_step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides what an earlier attempt logged beyond the step that this one starts from.
+        self._writer = SummaryWriter(str(path), purge_step=first_step + 1)
+
+    def log(self, row: Row) -> None:
+        for name, value in _figures(row).items():
+            self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One W&B run for the whole life of our run, in mode "offline" (no account, no network) or "online"."""
+
+    def __init__(self, config: Config, path: Path):
+        import wandb
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        try:
+            self._run = wandb.init(
+                project=config.tracking.project,
+                id=config.name,
+                name=config.name,
+                resume="allow" if config.tracking.wandb == "online" else None,
+                mode=config.tracking.wandb,
+                dir=str(path),
+                config=config.model_dump(mode="json"),
+            )
+        except wandb.errors.Error as error:
+            raise UserError(f"tracking.wandb={config.tracking.wandb!r}: {error}") from None
+
+    def log(self, row: Row) -> None:
+        self._run.log({"step": row["step"], **_figures(row)})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackers:
+    """All the trackers a configuration asks for, as one."""
+
+    def __init__(self, config: Config, run: Run, first_step: int):
+        self._all: list[Tracker] = [JsonLines(run.metrics_file)]
+        if config.tracking.tensorboard:
+            self._all.append(TensorBoard(run.path / "tensorboard", first_step))
+        if config.tracking.wandb != "disabled":
+            self._all.append(WeightsAndBiases(config, run.path))
+
+    def log(self, row: Row) -> None:
+        for tracker in self._all:
+            tracker.log(row)
+
+    def close(self) -> None:
+        for tracker in self._all:
+            tracker.close()

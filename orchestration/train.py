@@ -1,0 +1,183 @@
+"""The driver of a run: checks everything first, prepares the data if need be, starts Ray Train, shows progress."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from md4.errors import UserError
+from md4.model import count_parameters
+from orchestration import checkpoints
+from orchestration.cluster import cluster
+from orchestration.config import Config
+from orchestration.runs import Run
+from pipelines.prepare import prepare, prepared_path
+from pipelines.shards import ShardSet
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    run: Run
+    step: int
+    seconds: float
+
+
+def check(config: Config, resume: bool, report: Report) -> None:
+    """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
+    if config.train.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
+    parameters = count_parameters(config.model)
+    share = config.train.batch_size // config.train.workers
+    report(
+        f"{config.name}: {parameters:,} parameters, {config.train.steps:,} steps of {config.train.batch_size} x "
+        f"{config.model.length} tokens on {config.train.workers} worker(s), ZeRO-{config.train.zero_stage}, "
+        f"{share} rows a worker and step"
+    )
+    if resume:
+        run = Run.resume(config, report)
+        found = checkpoints.newest(run.checkpoints, report)
+        report(f"continuing {run.path} " + (f"from step {found.step}" if found else "from the start: no checkpoint yet"))
+    elif (config.directory / "config.yaml").exists():
+        raise UserError(f"run {config.directory} exists already: continue it with --resume, or choose another name=...")
+
+
+def train(config: Config, *, resume: bool = False, report: Report = print) -> Outcome:
+    """Run `config` to its last step; returns when it is done.
+
+    Raises:
+        UserError: anything wrong with the configuration, the data or the run's folder, or the run failed for good.
+    """
+    check(config, resume, report)
+    with cluster(num_cpus=config.train.workers + 2):
+        data = prepare(config.data, report)
+        shards = {split: ShardSet(data, split) for split in ("train", "validation")}
+        run = Run(config.directory) if resume else Run.create(config)
+        _check_data(run, shards["train"], report)
+        began = time.perf_counter()
+        with _Follower(run, config, report):
+            result = _fit(config, run, data)
+        return Outcome(run, result["step"], time.perf_counter() - began)
+
+
+def _check_data(run: Run, shards: ShardSet, report: Report) -> None:
+    """A run goes on with the data that it began with."""
+    found = checkpoints.newest(run.checkpoints, report)
+    if found and found.manifest["data_fingerprint"] != shards.fingerprint:
+        raise UserError(
+            f"run {run.path} was trained on data {found.manifest['data_fingerprint']}, "
+            f"but {shards.root} is now {shards.fingerprint}"
+        )
+
+
+def _use_gpu(config: Config) -> bool:
+    return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
+
+
+def _fit(config: Config, run: Run, data: Path) -> dict[str, Any]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from orchestration import worker
+
+    trainer = TorchTrainer(
+        worker.run,
+        train_loop_config={
+            # Workers run in a folder of Ray's, so paths must not depend on the current one.
+            "config": {**config.model_dump(mode="json"), "runs": str(Path(config.runs).resolve())},
+            "data": str(data.resolve()),
+        },
+        scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=_use_gpu(config)),
+        run_config=RunConfig(
+            # Ray's own notes on this attempt; what is worth keeping stands in the run's folder itself.
+            name=f"attempt-{time.time_ns()}",
+            storage_path=str((run.path / ".ray").resolve()),
+            failure_config=FailureConfig(max_failures=config.train.max_restarts),
+        ),
+    )
+    try:
+        result = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _explain(error, run) from error
+    if "error" in result:
+        raise UserError(result["error"])
+    return result
+
+
+def _explain(error: Exception, run: Run) -> Exception:
+    """What a failed run tells its user: the mistake itself if it was one, else the failure and how to go on."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, UserError):
+                return UserError(str(cause))
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = "\n".join(f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items())
+    return UserError(f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume")
+
+
+class _Follower:
+    """Prints the run's metrics as they are written, one clear line each."""
+
+    def __init__(self, run: Run, config: Config, report: Report, every: float = 0.5):
+        self._run, self._config, self._report, self._every = run, config, report, every
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._position = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._done.wait(self._every):
+            self._print_new()
+        self._print_new()
+
+    def _print_new(self) -> None:
+        import json
+
+        path = self._run.metrics_file
+        if not path.exists():
+            return
+        if path.stat().st_size < self._position:  # cut back by a restart
+            self._position = path.stat().st_size
+        with path.open(encoding="utf-8") as file:
+            file.seek(self._position)
+            while (line := file.readline()).endswith("\n"):
+                self._position = file.tell()
+                self._report(describe(json.loads(line), self._config))
+
+
+def describe(row: dict[str, Any], config: Config) -> str:
+    """A row of metrics as the line a person reads."""
+    step, steps = row["step"], config.train.steps
+    head = f"step {step:>{len(str(steps))}}/{steps}"
+    if row["kind"] == "train":
+        left = (steps - step) * row["seconds_per_step"]
+        norm = "-" if row["gradient_norm"] is None else f"{row['gradient_norm']:.3f}"
+        return (
+            f"{head}  {row['bits_per_token']:.4f} bits/token  grad {norm}  lr {row['learning_rate']:.2e}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  {_clock(left)} left"
+        )
+    if row["kind"] == "evaluation":
+        return f"{head}  validation <= {row['bits_per_token']:.4f} +- {row['standard_error']:.4f} bits/token"
+    if row["kind"] == "checkpoint":
+        return f"{head}  checkpoint {row['path']} ({row['seconds']:.1f} s)"
+    return f"{head}  {row['workers']} worker(s), {row['compute']} products"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,323 @@
+"""The loop inside one Ray Train worker: stream -> loss -> DeepSpeed engine -> metrics, evaluation, checkpoints.
+
+All workers run this function in step. What each computes follows from (configuration, seed, step, rank): the data by
+`pipelines.stream`, times and masks by `md4.noise`. Only dropout depends on the layout, since each worker draws its own;
+it is seeded by (seed, step, rank), so a resumed run repeats it exactly at the same number of workers.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+
+from md4 import noise
+from md4.likelihood import mean_and_error, nelbo
+from md4.model import build
+from md4.objectives import MD4, bits_per_token, global_times, mask_uniforms
+from orchestration import checkpoints
+from orchestration.config import Config, validate
+from orchestration.optimizer import AdamWithEma, learning_rate
+from orchestration.runs import Run, rewind
+from orchestration.tracking import Trackers
+from orchestration.zero import EngineState, initialize
+from pipelines.order import Order
+from pipelines.shards import ShardSet
+from pipelines.stream import batches
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What `train.precision` means on `device`: "auto" is bfloat16 where the hardware multiplies it natively."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Entry point of each Ray Train worker.
+
+    Args:
+        job: `config` (a plain tree) and `data` (path of the prepared data set).
+
+    Returns:
+        `{"step": last step}`, or `{"error": message}` when going on makes no sense and a restart would not help.
+    """
+    config = validate(job["config"])
+    torch.set_num_threads(config.train.threads)
+    try:
+        return {"step": _Training(config, Path(job["data"])).fit()}
+    except Diverged as error:
+        return {"error": str(error)}
+
+
+class Diverged(Exception):
+    """The loss is no longer a number. Raised by all workers at the same step."""
+
+
+class _Training:
+    """One worker's part of a run, from the newest sound checkpoint to the last step."""
+
+    def __init__(self, config: Config, data: Path):
+        import deepspeed.ops
+        from deepspeed import init_distributed
+
+        self.config = config
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.data = data
+        self.shards, self.validation = ShardSet(data, "train"), ShardSet(data, "validation")
+        self.seed = config.seed
+        self.tokens_per_step = config.train.batch_size * config.model.length
+
+        # DeepSpeed would compile a shared-memory collective here (half a minute); gloo serves as well on CPUs.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        init_distributed(auto_mpi_discovery=False)
+
+        share = config.train.batch_size // self.world
+        self.micro_batch = config.train.micro_batch or share
+        dtype = compute_dtype(config.train.precision, self.device)
+        model = build(config.model, compute=dtype, seed=config.seed).to(self.device)
+        options = config.optimizer
+        self.optimizer = AdamWithEma(
+            model.parameters(),
+            lr=options.learning_rate,
+            betas=(options.beta1, options.beta2),
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            ema=options.ema,
+            fused=True,
+        )
+        self.engine = initialize(
+            model,
+            self.optimizer,
+            stage=config.train.zero_stage,
+            micro_batch=self.micro_batch,
+            accumulation=share // self.micro_batch,
+            clip_norm=options.clip_norm,
+        )
+        self.model: MD4 = self.engine.module
+        self.state = EngineState(self.engine, self.optimizer)
+        self.run = Run(config.directory)
+        self.meter = _Meter()
+        self.step = self._restore()
+        if self.rank == 0:
+            rewind(self.run.metrics_file, self.step)
+            self.trackers = Trackers(config, self.run, self.step)
+            self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid())
+
+    def _restore(self) -> int:
+        """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
+        chosen: list[Any] = [None]
+        if self.rank == 0:
+            found = checkpoints.newest(self.run.checkpoints, print)
+            chosen = [found and found.path]
+        dist.broadcast_object_list(chosen, src=0)
+        if chosen[0] is None:
+            return 0
+        checkpoint = checkpoints.read(chosen[0])
+        checkpoints.restore(checkpoint, self.state)
+        self.meter.load(checkpoint.manifest["meter"], self.rank)
+        return checkpoint.step
+
+    def fit(self) -> int:
+        """Train to the last step; returns it."""
+        train, every = self.config.train, self.config.checkpoint.every
+        if self.step == 0:
+            self._evaluate()
+        saved = self.step
+        order = Order.of(self.shards, train.batch_size, train.slices, self.seed)
+        stream = batches(self.data, "train", order, self.step, train.steps, self.rank, self.world)
+        self.meter.restart()
+        for batch in stream:
+            self._update(batch)
+            if self.step % train.log_every == 0 or self.step == train.steps:
+                self._report()
+            if self._due(self.config.evaluation.every):
+                self._evaluate()
+            if self._due(every):
+                self._save()
+                saved = self.step
+        if saved != self.step:
+            self._save()
+        if self.rank == 0:
+            self.trackers.close()
+        return self.step
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == self.config.train.steps)
+
+    def _update(self, batch: Any) -> None:
+        """One optimizer update on this worker's slots of the global batch."""
+        options, step = self.config.optimizer, self.step
+        rate = learning_rate(step, options.learning_rate, options.warmup, self.config.train.steps, options.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        slots = torch.as_tensor(batch.slots, device=self.device)
+        tokens = torch.as_tensor(batch.tokens, device=self.device)
+        t = global_times(self.seed, step, slots, self.config.train.batch_size, self.config.train.slices)
+        uniforms = mask_uniforms(self.seed, step, slots, tokens.shape[1])
+        torch.manual_seed(noise.key(self.seed, "dropout", step, self.rank))
+
+        self.engine.train()
+        for part in torch.arange(len(slots)).split(self.micro_batch):
+            lo, hi = int(part[0]), int(part[-1]) + 1
+            nats = self.engine(tokens[lo:hi], t[lo:hi], uniforms[lo:hi])
+            bits = self.model.bits_per_token(nats, tokens.shape[1])
+            self.engine.backward(bits.mean())
+            self.meter.add(bits.detach())
+            if hi == len(slots) and (step + 1) % self.config.train.log_every == 0:
+                self.meter.gradient_norm = self._gradient_norm_before_step()
+            self.engine.step()
+        self.meter.steps += 1
+        self.step += 1
+
+    def _gradient_norm_before_step(self) -> float | None:
+        """Norm of the accumulated gradient where DeepSpeed itself computes none (stage 0)."""
+        if self.config.train.zero_stage:
+            return None
+        return float(torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
+
+    def _report(self) -> None:
+        """One line of metrics: the mean loss since the last one, over all workers."""
+        norm = self.meter.gradient_norm
+        if norm is None:
+            known = self.engine.get_global_grad_norm()
+            norm = None if known is None else float(known)
+        seconds = self.meter.seconds()
+        bits = self.meter.mean(self.device)
+        if not math.isfinite(bits):
+            raise Diverged(
+                f"the loss is {bits} at step {self.step}; the last checkpoint is untouched. "
+                f"Try a lower optimizer.learning_rate (now {self.config.optimizer.learning_rate:g}) or optimizer.clip_norm"
+            )
+        if self.rank == 0:
+            self._log(
+                "train",
+                bits_per_token=bits,
+                gradient_norm=norm,
+                learning_rate=self.optimizer.param_groups[0]["lr"],
+                seconds_per_step=seconds,
+                tokens_per_second=self.tokens_per_step / seconds,
+            )
+        self.meter.clear()
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """Negative ELBO of the first validation rows under the averaged weights, dealt out over the workers."""
+        options = self.config.evaluation
+        with self.meter.paused():
+            rows = min(options.rows, self.validation.rows)
+            # Every worker makes the same number of passes (ZeRO-3 gathers weights in each): short shares are filled
+            # up with rows that are not counted.
+            share = math.ceil(rows / self.world)
+            ids = torch.arange(share) * self.world + self.rank
+            counted = ids < rows
+            ids = ids.clamp(max=rows - 1)
+            bits = []
+            with self.state.averaged():
+                for part in ids.split(self.micro_batch):
+                    tokens = torch.as_tensor(self.validation.read(part.numpy()), dtype=torch.int64, device=self.device)
+                    nats = nelbo(
+                        self.model,
+                        tokens,
+                        draws=options.draws,
+                        seed=noise.key(self.seed, "evaluation"),
+                        ids=part.to(self.device),
+                        estimator=options.estimator,
+                    )
+                    bits.append(bits_per_token(nats.mean(1), tokens.shape[1]).cpu())
+            everyone: list[Any] = [None] * self.world
+            dist.all_gather_object(everyone, torch.cat(bits)[counted])
+            mean, error = mean_and_error(torch.cat(everyone))
+        if self.rank == 0:
+            self._log(
+                "evaluation",
+                bits_per_token=mean,
+                standard_error=error,
+                rows=rows,
+                draws=options.draws,
+                estimator=options.estimator,
+            )
+
+    def _save(self) -> None:
+        with self.meter.paused():
+            began = time.perf_counter()
+            facts = {
+                "run": self.config.name,
+                "seed": self.seed,
+                "data_fingerprint": self.shards.fingerprint,
+                "config": self.config.model_dump(mode="json"),
+                "meter": self.meter.dump(),
+            }
+            folder = checkpoints.save(self.run.checkpoints, self.state, self.step, facts, self.config.checkpoint.keep)
+            seconds = time.perf_counter() - began
+        if self.rank == 0:
+            self._log("checkpoint", path=folder.name, seconds=seconds)
+        # Ray keeps the figures of the last report and learns that the worker lives; the checkpoint itself is ours.
+        ray.train.report({"step": self.step})
+
+    def _log(self, kind: str, **figures: Any) -> None:
+        self.trackers.log({"kind": kind, "step": self.step, "time": time.time(), **figures})
+
+
+class _Meter:
+    """Sums the loss between two lines of metrics, and the time spent in training steps alone."""
+
+    def __init__(self) -> None:
+        self.gradient_norm: float | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        self._bits: torch.Tensor | float = 0.0
+        self._rows, self.steps, self._idle = 0, 0, 0.0
+        self.gradient_norm = None
+        self.restart()
+
+    def restart(self) -> None:
+        self._began = time.perf_counter()
+
+    def add(self, bits: torch.Tensor) -> None:
+        """Per-example bits `[n]`; summed in float64, on their device, without waiting for it."""
+        self._bits = self._bits + bits.double().sum()
+        self._rows += len(bits)
+
+    def seconds(self) -> float:
+        """Per step, pauses left out."""
+        return (time.perf_counter() - self._began - self._idle) / max(1, self.steps)
+
+    def mean(self, device: torch.device) -> float:
+        """Mean over all workers. Collective."""
+        total = torch.stack([torch.as_tensor(float(v), dtype=torch.float64) for v in (self._bits, self._rows)]).to(device)
+        dist.all_reduce(total)
+        return float(total[0] / total[1])
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._idle += time.perf_counter() - began
+
+    def dump(self) -> list[list[float]]:
+        """What each worker has summed so far, so that a resumed run writes the same next line. Collective."""
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, [float(self._bits), float(self._rows)])
+        return everyone
+
+    def load(self, dumped: list[list[float]], rank: int) -> None:
+        """Take up `dump`: one's own sums at the same number of workers, else all of them on the first."""
+        if len(dumped) != dist.get_world_size():
+            total = [sum(column) for column in zip(*dumped, strict=True)]
+            dumped = [total if r == 0 else [0.0, 0.0] for r in range(dist.get_world_size())]
+        bits, rows = dumped[rank]
+        self._bits, self._rows = bits, int(rows)

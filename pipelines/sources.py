@@ -1,0 +1,248 @@
+"""Where text comes from: a source lists its *units*, small enough to be read each by one task, and reads their documents.
+
+    text    a text file, or every *.txt and *.md below a folder; a file is a document
+    pydocs  the English of the documentation that ships with the running Python; a help topic, a module or a class is a document
+
+Listing is cheap and its order is fixed; reading a unit needs nothing but the unit. A prepared set is therefore the same
+however many tasks read it.
+"""
+
+import ast
+import difflib
+import hashlib
+import os
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from md4.errors import UserError
+
+TEXT_SUFFIXES = (".txt", ".md")
+_WHITE = b" \t\n\r\f\v"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a source that is read in one go: the bytes `start..stop-1` of a file (see `read_piece`)."""
+
+    kind: str  # the source's name
+    file: str  # absolute path
+    name: str  # path below the source's root, the same wherever the source lies
+    start: int
+    stop: int
+    stamp: int  # the file's modification time in ns: tells that it may have changed
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a unit held: its documents, and a hash of the bytes they came from."""
+
+    documents: list[str]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named collection of documents.
+
+    `identity` tells it from others of its kind, `label` is short and good for a folder's name.
+    """
+
+    kind: str
+    label: str
+    identity: str
+    list_units: Callable[[int], list[Unit]]  # given the bytes above which a text file is read in pieces
+
+
+def open_source(kind: str, path: str | None) -> Source:
+    """The source `kind`, at `path` if it is of a kind that has one. Nothing is read yet.
+
+    UserError for an unknown kind, and for a path that is missing or not wanted.
+    """
+    if kind == "pydocs":
+        if path is not None:
+            raise UserError(f"data path {path!r}: the source 'pydocs' is found in the running Python and takes no path")
+        return Source("pydocs", "pydocs", f"Python {sys.version.split()[0]}", lambda _: _list_pydocs())
+    if kind == "text":
+        if path is None:
+            raise UserError("data path: the source 'text' needs the path of a text file or of a folder of text files")
+        root = Path(path).expanduser().absolute()
+        label = re.sub(r"[^A-Za-z0-9._]+", "-", root.stem).strip("-.") or "text"
+        return Source("text", label, os.path.normpath(root), lambda piece: _list_text(root, piece))
+    nearest = difflib.get_close_matches(kind, ["pydocs", "text"], n=1, cutoff=0)[0]
+    raise UserError(f"unknown data source {kind!r}: known are 'pydocs' and 'text'; did you mean {nearest!r}?")
+
+
+def read(unit: Unit) -> Reading:
+    """The documents of one unit, in their order; UserError if it cannot be read or is not UTF-8."""
+    data = read_piece(unit)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if unit.kind == "text":
+        return Reading([_decode(unit, data)], sha256)
+    documents = _topics(data) if unit.name == _TOPICS else _docstrings(data)
+    return Reading(documents, sha256)
+
+
+# -- text files ------------------------------------------------------------------------------------------------------
+
+
+def _list_text(root: Path, piece: int) -> list[Unit]:
+    if not root.exists():
+        raise UserError(f"data path {str(root)!r} does not exist; it must be a text file or a folder of text files")
+    if root.is_dir():
+        files = sorted(_walk(root))
+        if not files:
+            raise UserError(
+                f"no text in {str(root)!r}: a folder must hold files ending in {' or '.join(TEXT_SUFFIXES)}"
+            )
+    else:
+        files = [(root.name, root)]
+    units = [unit for name, file in files for unit in _pieces("text", name, file, piece)]
+    if not units:
+        raise UserError(f"the corpus {str(root)!r} is empty: {len(files)} file(s) of 0 bytes")
+    return units
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename!r}: {error.strerror}") from error
+
+    for folder, _, names in os.walk(root, onerror=refuse):
+        for name in names:
+            if name.lower().endswith(TEXT_SUFFIXES):
+                file = Path(folder, name)
+                yield file.relative_to(root).as_posix(), file
+
+
+def _pieces(kind: str, name: str, file: Path, piece: int) -> Iterator[Unit]:
+    """Units that cover a file; none for an empty one."""
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from error
+    for start in range(0, status.st_size, piece):
+        stop = min(start + piece, status.st_size)
+        yield Unit(kind, str(file), name, start, stop, status.st_mtime_ns)
+
+
+def read_piece(unit: Unit) -> bytes:
+    """The bytes of a unit, moved to word borders: a piece begins after the first white space at or after its start.
+
+    It ends with the first white space at or after its stop. So the pieces of a file join to the whole file without
+    cutting a word, or a character: UTF-8 has no white space inside of one.
+    """
+    try:
+        with open(unit.file, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size < unit.stop:
+                raise UserError(f"{unit.file!r} shrank to {size} bytes while it was being prepared")
+            start = _word_end(file, unit.start) if unit.start else 0
+            stop = _word_end(file, unit.stop)
+            file.seek(start)
+            return file.read(max(0, stop - start))
+    except OSError as error:
+        raise UserError(f"cannot read {unit.file!r}: {error.strerror}") from error
+
+
+def _word_end(file, position: int, block: int = 2**12) -> int:
+    """Position after the first white space at or after `position`; the end of the file if there is none."""
+    file.seek(position)
+    while data := file.read(block):
+        found = next((i for i, byte in enumerate(data) if byte in _WHITE), None)
+        if found is not None:
+            return position + found + 1
+        position += len(data)
+    return position
+
+
+def _decode(unit: Unit, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig" if unit.start == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        with open(unit.file, "rb") as file:  # the piece begins at a word border, not at unit.start
+            at = (_word_end(file, unit.start) if unit.start else 0) + error.start
+        raise UserError(
+            f"{unit.file!r} is not UTF-8: byte {data[error.start]:#04x} at offset {at} ({error.reason}); "
+            "convert it, e.g. with iconv -t UTF-8"
+        ) from error
+
+
+# -- the documentation of Python -------------------------------------------------------------------------------------
+
+_TOPICS = "pydoc_data/topics.py"
+_SKIPPED_FOLDERS = {
+    "test", "tests", "idle_test", "idlelib", "turtledemo", "site-packages", "dist-packages", "__pycache__",
+}  # fmt: skip
+
+
+def _list_pydocs() -> list[Unit]:
+    root = Path(sysconfig.get_path("stdlib"))
+    units = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
+        for name in sorted(names):
+            if name.endswith(".py"):
+                file = Path(folder, name)
+                # Syntax does not stop at a piece's border: a module is always one unit.
+                units += _pieces("pydocs", file.relative_to(root).as_posix(), file, piece=sys.maxsize)
+    if not units:
+        raise UserError(f"no documentation of Python in {str(root)!r}: this Python has no source files of its library")
+    return sorted(units, key=lambda unit: unit.name)
+
+
+def _parse(data: bytes) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in somebody else's source
+        try:
+            return ast.parse(data)
+        except (SyntaxError, ValueError):  # templates that only look like modules: no documentation in them
+            return ast.Module(body=[], type_ignores=[])
+
+
+def _topics(data: bytes) -> list[str]:
+    """The texts of Python's `help()` topics, out of the dictionary that `pydoc_data/topics.py` assigns."""
+    for statement in _parse(data).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
+            topics: dict[str, str] = ast.literal_eval(statement.value)
+            return [clean_markup(topics[name]) for name in sorted(topics)]
+    return []
+
+
+def _docstrings(data: bytes) -> list[str]:
+    """The docstrings of a module: a document of the module and its functions, and one of each class with its methods."""
+    module = _parse(data)
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
+    module.body = [node for node in module.body if not isinstance(node, ast.ClassDef)]
+    documents = ("\n\n".join(_docstrings_below(node)) for node in (module, *classes))
+    return [document for document in documents if document]
+
+
+def _docstrings_below(root: ast.AST) -> list[str]:
+    """The docstrings of a definition and of those inside it, in the order of the source."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(root) if isinstance(node, documented)]
+    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
+    return [clean_markup(text) for node in nodes if (text := ast.get_docstring(node))]
+
+
+_MARKUP = [
+    (re.compile(r"^\s*(>>>|\.\.\.)( .*)?$", re.MULTILINE), ""),  # doctest prompts: code
+    (re.compile(r"^\s*\.\. (\w+)::", re.MULTILINE), ""),  # names of directives
+    (re.compile(r":[\w:+-]+:`([^`<]*?)(?:<[^`]*>)?`"), r"\1"),  # :class:`Name`, :ref:`text <target>`
+    (re.compile(r"^\s*[@:](param|type|return|returns|rtype|raises?|keyword|ivar|cvar)\b", re.MULTILINE), ""),
+]
+
+
+def clean_markup(text: str) -> str:
+    """Text without what only a machine reads in it: doctest input, the names of Sphinx roles, directives and fields."""
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    return text

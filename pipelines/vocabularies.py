@@ -1,0 +1,120 @@
+"""Vocabularies: between the characters of a document and the tokens `0..V-1` that the model sees (contract C1)."""
+
+import difflib
+import re
+import string
+import unicodedata
+from typing import Protocol
+
+import numpy as np
+
+from md4.errors import UserError
+
+HOLE = "_"  # how the mask token is shown in samples and written in prompts
+
+
+class Vocabulary(Protocol):
+    """What the pipelines ask of a vocabulary. The mask is not a member: its id is `size`."""
+
+    name: str
+    size: int
+
+    def normalise(self, text: str) -> str:
+        """Any text to text that `encode` accepts."""
+        ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """Normalised text to tokens `[n]` of `token_dtype(size)`."""
+        ...
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """A prompt with `_` for holes to ids `[n]` int64, a hole being the mask id `size`."""
+        ...
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Ids `[n]` to text, the mask id shown as `_`."""
+        ...
+
+
+def token_dtype(size: int) -> np.dtype:
+    """The smallest of uint8, uint16 and int32 that stores the tokens `0..size-1`."""
+    return np.dtype(np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32)
+
+
+# Latin letters that Unicode does not decompose into an ASCII letter and accents.
+_LETTERS = str.maketrans(
+    {
+        "ß": "ss", "ẞ": "ss", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ø": "o", "Ø": "o", "đ": "d", "Đ": "d",
+        "ð": "d", "Ð": "d", "þ": "th", "Þ": "th", "ł": "l", "Ł": "l", "ħ": "h", "Ħ": "h", "ı": "i", "ŋ": "ng", "Ŋ": "ng",
+    }
+)  # fmt: skip
+_DIGITS = str.maketrans(
+    {
+        digit: f" {word} "
+        for digit, word in zip(string.digits, "zero one two three four five six seven eight nine".split(), strict=True)
+    }
+)
+_ACCENTS = re.compile("[\u0300-\u036f]+")  # combining marks, as NFKD leaves them behind their letters
+_OTHERS = re.compile("[^a-z]+")
+
+
+class Characters:
+    """The 27 symbols of text8: `a..z` are the tokens 0..25, the space is 26."""
+
+    name = "text8"
+    symbols = string.ascii_lowercase + " "
+    size = len(symbols)
+
+    _TOKENS = np.full(128, 255, np.uint8)  # ASCII code -> token
+    _TOKENS[np.frombuffer(symbols.encode(), np.uint8)] = np.arange(size)
+    _SYMBOLS = np.frombuffer((symbols + HOLE).encode(), np.uint8)  # id -> ASCII code
+
+    def normalise(self, text: str) -> str:
+        """The rules of text8's makers: lower case, digits spelled out, everything that is not a letter a single space.
+
+        Accents are folded ("é" -> "e", "ß" -> "ss") rather than dropped. No space at either end; may be empty.
+        """
+        if not text.isascii():
+            text = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.translate(_LETTERS)))
+        return _OTHERS.sub(" ", text.lower().translate(_DIGITS)).strip()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens `[len(text)]` uint8; UserError for a character that is not one of the 27."""
+        self._check(text, self.symbols, "text")
+        return self._TOKENS[np.frombuffer(text.encode(), np.uint8)]
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Ids `[len(text)]` int64 of a prompt in which `_` is a hole to fill; capitals are taken as small letters."""
+        # Capitals outside ASCII stay as they are: lower-casing may change the length and so the positions we report.
+        text = "".join(char.lower() if char in string.ascii_uppercase else char for char in text)
+        self._check(text, self.symbols + HOLE, "prompt")
+        codes = np.frombuffer(text.encode(), np.uint8)
+        return np.where(codes == ord(HOLE), self.size, self._TOKENS[codes]).astype(np.int64)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Text of ids `[n]`; ValueError if one is outside `0..27`."""
+        tokens = np.asarray(tokens)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() <= self.size:
+            raise ValueError(f"token ids must be in 0..{self.size}, got {tokens.min()}..{tokens.max()}")
+        return self._SYMBOLS[tokens.astype(np.int64)].tobytes().decode()
+
+    def _check(self, text: str, allowed: str, what: str) -> None:
+        for position, char in enumerate(text) if not set(text) <= set(allowed) else ():
+            if char not in allowed:
+                holes = f" and {HOLE!r} for a hole" if HOLE in allowed else ""
+                raise UserError(
+                    f"{what}: character {char!r} at position {position} is not in the vocabulary {self.name!r}; "
+                    f"allowed are a-z, the space{holes}"
+                )
+
+
+_VOCABULARIES = {Characters.name: Characters}
+
+
+def vocabulary(name: str) -> Vocabulary:
+    """The vocabulary called `name`; UserError with the nearest name otherwise."""
+    if name not in _VOCABULARIES:
+        nearest = difflib.get_close_matches(name, _VOCABULARIES, n=1, cutoff=0)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise UserError(f"unknown vocabulary {name!r}: known are {', '.join(sorted(_VOCABULARIES))}{hint}")
+    return _VOCABULARIES[name]()
