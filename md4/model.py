@@ -39,19 +39,24 @@ def _assemble(config: ModelConfig, compute: torch.dtype) -> MD4:
     )
 
 
+def skeleton(config: ModelConfig, compute: torch.dtype = torch.float32) -> MD4:
+    """The model with its names and shapes but no memory behind them (on the meta device)."""
+    with torch.device("meta"):
+        return _assemble(config, compute)
+
+
 def build(config: ModelConfig, compute: torch.dtype = torch.float32, seed: int = 0) -> MD4:
     """A model with freshly initialised float32 weights on the CPU, a function of (config, seed) alone.
 
     `compute` is torch.float32, or torch.bfloat16 to run the network's blocks in it.
     """
-    with torch.device("meta"):  # shapes only: torch's own initialisation would cost time and draw random numbers
-        model = _assemble(config, compute)
+    model = skeleton(config, compute)  # torch's own initialisation would cost time and draw global random numbers
     model.to_empty(device="cpu")
+    assert isinstance(model.network, Transformer)
     model.network.initialise(seed)
     return model
 
 
 def count_parameters(config: ModelConfig) -> int:
     """Number of parameters, without allocating them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in _assemble(config, torch.float32).parameters())
+    return sum(p.numel() for p in skeleton(config).parameters())

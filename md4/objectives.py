@@ -15,6 +15,8 @@ from md4 import noise
 from md4.errors import UserError
 from md4.schedules import Schedule
 
+IGNORED = -100  # the target of a visible position: it costs nothing and gets no gradient
+
 
 def stratified_times(u: Tensor | float, stratum: Tensor, batch_size: int) -> Tensor:
     """(u + stratum / batch_size) mod 1: the grid's point for each `stratum` [n] of 0..batch_size-1; `u` in [0, 1).
@@ -50,7 +52,7 @@ def global_times(seed: int, step: int, slots: Tensor, batch_size: int, slices: i
 
 
 def mask_uniforms(seed: int, step: int, slots: Tensor, length: int) -> Tensor:
-    """Uniforms in (0, 1) that decide which tokens to hide: float64 `[n, length]`, row i a function of slots[i] alone."""
+    """Uniforms in (0, 1) that decide which tokens to hide: float64 `[n, length]`, row i a function of slots[i]."""
     keys = noise.derive(noise.key(seed, "mask", step), slots)
     return noise.uniform(keys[:, None], torch.arange(length, device=slots.device))
 
@@ -123,7 +125,9 @@ class MD4(nn.Module):
         """The diffusion term `[B]` in nats for tokens [B, L] hidden as z [B, L] at used times t [B]."""
         logits = self.network(z, t, labels)
         hidden_tokens = torch.where(z == self.mask_id, tokens, -100)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), hidden_tokens.flatten(), ignore_index=-100, reduction="none")
+        nats = F.cross_entropy(
+            logits.flatten(0, 1).float(), hidden_tokens.flatten(), ignore_index=-100, reduction="none"
+        )
         return -self.loss_weight(t).to(nats.dtype) * nats.view(z.shape).sum(1)
 
     def reconstruction(self, n_tokens: int) -> float:

@@ -13,6 +13,7 @@ float32; Python numbers are taken as float64.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -183,11 +184,9 @@ def parse_schedule(name: str, eps: float = EPS) -> Schedule:
         return Linear(eps=eps)
     if name == "cosine":
         return Cosine(eps=eps)
-    if name.startswith("poly"):
-        try:
-            return Polynomial(float(name.removeprefix("poly")), eps=eps)
-        except ValueError:  # UserError is one: a number, but not above 0
-            pass
+    power = re.fullmatch(r"poly((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", name)
+    if power and math.isfinite(float(power[1])) and float(power[1]) > 0:
+        return Polynomial(float(power[1]), eps=eps)
     raise UserError(
         f"unknown schedule {name!r}: allowed are 'linear', 'cosine' and 'poly' followed by a power above 0, "
         "such as 'poly2' or 'poly0.5'"

@@ -4,9 +4,11 @@ A user's mistake ends in one message and exit code 2, without a stack trace. Hea
 happen inside the verbs, so that help and mistakes answer at once.
 """
 
-import json
+import math
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +57,9 @@ def train(
     overrides: Overrides = None,
     config: File = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run from its newest sound checkpoint")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the settings, start nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print the settings, start nothing")
+    ] = False,
 ) -> None:
     """Train on Ray: N workers, DeepSpeed ZeRO, checkpoints, evaluation on the way."""
     from orchestration.config import load
@@ -80,6 +84,94 @@ def config(preset: Preset, overrides: Overrides = None, config: File = None) -> 
 
     settings = load(preset, overrides or (), config)
     say(settings.to_yaml() + f"# parameters: {count_parameters(settings.model):,}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="validation, test or train")] = "validation",
+    rows: Annotated[int | None, typer.Option(help="first rows of the split; all if not given")] = None,
+    draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
+    estimator: Annotated[str | None, typer.Option(help="mask_count or continuous")] = None,
+    seed: Seed = 0,
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+) -> None:
+    """The negative ELBO in bits per character, with its standard error; written to the run's reports/."""
+    from orchestration.runs import load_model
+    from pipelines.evaluate import evaluate as measure
+    from pipelines.prepare import prepared_path
+    from pipelines.shards import ShardSet
+
+    loaded = load_model(run, ema=ema, report=say)
+    options = loaded.config.evaluation
+    report = measure(
+        loaded,
+        ShardSet(prepared_path(loaded.config.data), split),
+        draws=draws or options.draws,
+        rows=rows,
+        estimator=estimator or options.estimator,
+        seed=seed or 0,
+    )
+    files = report.write(run / "reports")
+    say(report.line())
+    say(f"written: {', '.join(str(file) for file in files)}")
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="text with _ for each character to fill; may be repeated")
+    ] = None,
+    count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
+    length: Annotated[int | None, typer.Option(help="tokens of a sample")] = None,
+    seed: Seed = None,
+    steps: Annotated[int | None, typer.Option(help="steps of the time grid")] = None,
+    grid: Annotated[str | None, typer.Option(help="uniform or cosine")] = None,
+    temperature: Annotated[float | None, typer.Option(help="divides the logits")] = None,
+    top_p: Annotated[float | None, typer.Option(help="probability that the kept tokens hold")] = None,
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
+) -> None:
+    """Draw samples, or fill the holes of a prompt; written to the run's samples/."""
+    from orchestration.runs import Run, load_model
+    from orchestration.sampling import override
+    from orchestration.sampling import sample as draw
+
+    changes = {"steps": steps, "grid": grid, "temperature": temperature, "top_p": top_p}
+    settings = override(Run(run).config.sampling, changes)
+    loaded = load_model(run, ema=ema, report=say)
+    report = draw(loaded, prompts=prompt or (), count=count, length=length, seed=seed, settings=settings)
+    file = run / "samples" / f"step-{loaded.step:08d}-seed-{report.samples[0].seed}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    say(report.model_dump_json(indent=1) if as_json else f"{report.text()}\nwritten: {file}")
+
+
+@app.command()
+def serve(
+    run: RunFolder,
+    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port")] = None,
+) -> None:
+    """Answer sampling requests over HTTP until interrupted."""
+    from orchestration.cluster import cluster
+    from orchestration.runs import Run
+    from orchestration.serving.app import free_port, serve_run
+
+    config = Run(run).config.serving
+    config = config.model_copy(update={k: v for k, v in {"host": host, "port": port}.items() if v is not None})
+    free_port(config.host, config.port)  # said at once, not after half a minute
+    # As many logical CPUs as the replicas ask for; Serve's own actors ask for none.
+    with cluster(num_cpus=max(os.cpu_count() or 1, math.ceil(config.replicas * config.num_cpus))):
+        server = serve_run(run, config)
+        say(f"serving {run} at {server.url} (POST /v1/samples, description at {server.url}/docs); Ctrl-C ends it")
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        stop.wait()
+        say("stopping")
+        server.stop()
 
 
 def main() -> None:
@@ -109,4 +201,6 @@ def _check_packages() -> None:
     for package in (pipelines, orchestration):
         found = Path(package.__file__ or "").resolve().parents[1]
         if found != home:
-            raise UserError(f"package {package.__name__!r} comes from {found}, not from {home} beside md4: remove it from the path")
+            raise UserError(
+                f"package {package.__name__!r} comes from {found}, not from {home} beside md4: remove it from the path"
+            )

@@ -91,16 +91,12 @@ class Config(_Part):
     @classmethod
     def _model_follows_data(cls, tree: Any) -> Any:
         """The vocabulary's size and the row length are stated once, under `data`."""
-        if not isinstance(tree, dict) or not isinstance(tree.get("data"), dict) or not isinstance(tree.get("model"), dict):
+        if not isinstance(tree, dict) or not all(isinstance(tree.get(part), dict) for part in ("data", "model")):
             return tree
-        model = dict(tree["model"])
-        model.setdefault("length", tree["data"].get("length", DataConfig.model_fields["length"].default))
-        if "vocab_size" not in model:
-            try:
-                model["vocab_size"] = vocabulary(tree["data"].get("vocabulary", DataConfig.model_fields["vocabulary"].default)).size
-            except UserError:
-                return tree  # the field's own check says it better
-        return {**tree, "model": model}
+        default = {name: DataConfig.model_fields[name].default for name in ("length", "vocabulary")}
+        data = default | tree["data"]
+        implied = {"length": data["length"], "vocab_size": vocabulary(data["vocabulary"]).size}
+        return {**tree, "model": implied | tree["model"]}
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Config":
@@ -152,7 +148,11 @@ for _tag, _pattern, _first in [
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
 ]:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
@@ -252,7 +252,9 @@ def _describe(problem: Any) -> str:
         near = difflib.get_close_matches(key, list(keys()), 1) or [
             full for full in keys() if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
         ]
-        return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see `md4 config PRESET` for all keys")
+        return f"unknown key {key!r}" + (
+            f"; did you mean {near[0]!r}?" if near else "; see `md4 config PRESET` for all keys"
+        )
     if problem["type"] == "missing":
         return f"key {key!r} is missing and has no default"
     message = problem["msg"].removeprefix("Value error, ")

@@ -1,6 +1,6 @@
 """A run's folder (contract C6): what is in it, how it is made, continued and read.
 
-    runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
+runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
 """
 
 import json
@@ -34,7 +34,9 @@ class Run:
             near = sorted(p.parent.name for p in self.path.parent.glob("*/config.yaml"))
             known = f"; runs there: {', '.join(near)}" if near else ""
             raise UserError(f"{self.path} is not a run's folder (it has no config.yaml){known}")
-        self.config: Config = validate(read_yaml((self.path / "config.yaml").read_text("utf-8"), f"{self.path}/config.yaml"))
+        self.config: Config = validate(
+            read_yaml((self.path / "config.yaml").read_text("utf-8"), f"{self.path}/config.yaml")
+        )
 
     @property
     def checkpoints(self) -> Path:
@@ -128,8 +130,9 @@ class Loaded:
     path: Path
 
 
-def load_model(path: str | Path, *, ema: bool = True, compute: torch.dtype = torch.float32,
-               report: Callable[[str], None] = print) -> Loaded:
+def load_model(
+    path: str | Path, *, ema: bool = True, compute: torch.dtype = torch.float32, report: Callable[[str], None] = print
+) -> Loaded:
     """The model of a run's newest sound checkpoint, in eval mode, with averaged weights if there are any.
 
     Raises:

@@ -42,7 +42,9 @@ def check(config: Config, resume: bool, report: Report) -> None:
     if resume:
         run = Run.resume(config, report)
         found = checkpoints.newest(run.checkpoints, report)
-        report(f"continuing {run.path} " + (f"from step {found.step}" if found else "from the start: no checkpoint yet"))
+        report(
+            f"continuing {run.path} " + (f"from step {found.step}" if found else "from the start: no checkpoint yet")
+        )
     elif (config.directory / "config.yaml").exists():
         raise UserError(f"run {config.directory} exists already: continue it with --resume, or choose another name=...")
 
@@ -120,7 +122,9 @@ def _explain(error: Exception, run: Run) -> Exception:
                 return UserError(str(cause))
             cause = getattr(cause, "cause", None) or cause.__cause__
     lines = "\n".join(f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items())
-    return UserError(f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume")
+    return UserError(
+        f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume"
+    )
 
 
 class _Follower:

@@ -298,7 +298,9 @@ class _Meter:
 
     def mean(self, device: torch.device) -> float:
         """Mean over all workers. Collective."""
-        total = torch.stack([torch.as_tensor(float(v), dtype=torch.float64) for v in (self._bits, self._rows)]).to(device)
+        total = torch.stack([torch.as_tensor(float(v), dtype=torch.float64) for v in (self._bits, self._rows)]).to(
+            device
+        )
         dist.all_reduce(total)
         return float(total[0] / total[1])
 

@@ -1,4 +1,4 @@
-"""How predictable is a text from its last characters? Plug-in entropies of n-grams, as yardsticks for a model's bits."""
+"""How predictable is a text from its last characters? Plug-in entropies of n-grams: yardsticks for a model's bits."""
 
 from collections.abc import Iterable
 

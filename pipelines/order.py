@@ -1,11 +1,11 @@
 """Which row stands where: global batch k as a pure function of (data set, seed, k) - contract C3. No files, no Ray.
 
-Samples are numbered without end. Step k holds the samples kB .. kB+B-1; epoch e holds the samples eN .. eN+N-1 and every
-one of the N rows exactly once. No row is dropped, whatever N modulo B is: a step that lies across the end of an epoch
-has rows of both.
+Samples are numbered without end. Step k holds the samples kB .. kB+B-1; epoch e holds the samples eN .. eN+N-1, and
+every one of the N rows exactly once. No row is dropped, whatever N modulo B is: a step that lies across the end of an
+epoch has rows of both.
 
-The B places of a step are cut into S *slices* of m = B/S, and a worker takes a run of slices. Rows are read from disk by
-row groups, so the order keeps workers apart: within an epoch the row groups are permuted and dealt out to S *lanes*,
+The B places of a step are cut into S *slices* of m = B/S, and a worker takes a run of slices. Rows are read from disk
+by row groups, so the order keeps workers apart: within an epoch the row groups are permuted and dealt out to S *lanes*,
 group g of the permuted line to lane g mod S, and slice i of a full step takes rows from lane i only. A lane is then
 permuted within *windows* of about `mixing` groups, so that a window is also a good unit of reading: a worker reads the
 groups of its own lanes, each once, and nobody else's.
@@ -84,7 +84,7 @@ class Order:
         return first, max(first, (epoch + 1) * self.rows // self.batch_size)
 
     def rows_at(self, start: int, stop: int, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Row ids `[steps, slices, m]` int64 of steps `start..stop-1`, for slices `first..last-1` (all of them by default)."""
+        """Row ids `[steps, slices, m]` int64 of steps `start..stop-1`, for slices `first..last-1` (by default all)."""
         last = self.slices if last is None else last
         ids = np.empty((stop - start, last - first, self.slice_size), np.int64)
         step = start
@@ -191,5 +191,6 @@ def check_workers(world: int, slices: int) -> None:
     if world < 1 or slices % world:
         allowed = ", ".join(str(n) for n in range(1, slices + 1) if slices % n == 0)
         raise UserError(
-            f"{world} workers cannot share a batch of {slices} slices evenly: the number of workers must be one of {allowed}"
+            f"{world} workers cannot share a batch of {slices} slices evenly: the number of workers must be one of "
+            f"{allowed}"
         )

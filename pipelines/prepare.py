@@ -60,7 +60,7 @@ class DataConfig(BaseModel):
             raise ValueError(f"validation + test must be below 1, got {self.validation} + {self.test}")
         if self.rows_per_shard % self.rows_per_group:
             raise ValueError(
-                f"rows_per_shard must be a multiple of rows_per_group, got {self.rows_per_shard} and {self.rows_per_group}"
+                f"rows_per_shard must be a multiple of rows_per_group {self.rows_per_group}, got {self.rows_per_shard}"
             )
         return self
 

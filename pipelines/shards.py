@@ -7,9 +7,9 @@
 
 Any parquet reader can read the shards. Pages carry checksums, so a damaged one is noticed when it is read.
 
-A row's *id* counts the rows of whole row groups first, shard by shard, and after them those of the short row groups that
-end a part. Hence the ids `g*C .. g*C+C-1` are one row group of C rows for all but the last ids of a split, which is what
-makes reading by `pipelines.order` cheap.
+A row's *id* counts the rows of whole row groups first, shard by shard, and after them those of the short row groups
+that end a part. Hence the ids `g*C .. g*C+C-1` are one row group of C rows, for all but the last ids of a split. That is
+what makes reading in the order of `pipelines.order` cheap.
 """
 
 import functools
@@ -163,6 +163,7 @@ def write_shard(root: Path, path: str, tokens: np.ndarray, rows_per_group: int) 
         row_group_size=rows_per_group,
         compression="zstd",
         use_dictionary=False,
+        column_encoding={"tokens.list.element": "BYTE_STREAM_SPLIT"},  # parquet stores small integers in 4 bytes each
         write_statistics=False,
         write_page_checksum=True,
     )

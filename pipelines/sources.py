@@ -1,7 +1,8 @@
-"""Where text comes from: a source lists its *units*, small enough to be read each by one task, and reads their documents.
+"""Where text comes from: a source lists its *units*, small enough to be read by one task, and reads their documents.
 
     text    a text file, or every *.txt and *.md below a folder; a file is a document
-    pydocs  the English of the documentation that ships with the running Python; a help topic, a module or a class is a document
+    pydocs  the English of the documentation that ships with the running Python; help topics, modules and classes
+            are its documents
 
 Listing is cheap and its order is fixed; reading a unit needs nothing but the unit. A prepared set is therefore the same
 however many tasks read it.
@@ -217,7 +218,7 @@ def _topics(data: bytes) -> list[str]:
 
 
 def _docstrings(data: bytes) -> list[str]:
-    """The docstrings of a module: a document of the module and its functions, and one of each class with its methods."""
+    """The docstrings of a module: one document of the module and its functions, and one of each class."""
     module = _parse(data)
     classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
     module.body = [node for node in module.body if not isinstance(node, ast.ClassDef)]

@@ -3,30 +3,35 @@
 A worker builds its own pipeline from (rank, world, step), inside its training function; nobody else has to know the
 step. Units of steps that end with a shuffle window -> one task each, which reads the unit's row groups once and returns
 its rows in order as one block -> batches. The position is one integer, the step; starting anywhere costs the same.
+
+Reading ahead is bounded by giving Ray Data little to do at a time: a *plan* of units that fits half of the memory, run
+to its end, while the batches of the plan before are used. Ray Data's own limit would bound it too, but while an
+execution is held back its thread spins and takes a core's worth of time from the training around it.
 """
 
+import atexit
 import contextlib
 import functools
 import itertools
+import weakref
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
-from ray.data import Datasource, ExecutionResources, ReadTask
-from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
 
 from md4.errors import UserError
 from pipelines.order import Order, share
-from pipelines.ray_data import quiet
-from pipelines.shards import ShardSet, open_set
+from pipelines.ray_data import quiet, read_unit
+from pipelines.shards import ShardSet
 
+_Block = dict[str, np.ndarray]  # columns of examples
 _UNIT_BYTES = (2**20, 2**25)  # of tokens: smaller units are joined, larger ones cut
-_UNIT_STEPS = 8  # at least, whatever their bytes
-_PLAN_UNITS = 64  # units of one Ray Data execution
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,14 @@ def batches(
     rank: int,
     world: int,
     *,
-    readers: int = 2,
+    readers: int = 1,
     ahead_bytes: int = 2**26,
-) -> Iterator[Batch]:
+) -> "Stream":
     """Worker `rank`'s batches of steps `start..stop-1`, in order, read by at most `readers` tasks at a time.
 
-    About `ahead_bytes` and a few units are read ahead. UserError now if the set, the order or the world do not fit
-    together, and later for a damaged shard; RuntimeError if Ray Data loses or misplaces a block.
+    Reading begins at once, so whatever is done before the first batch is taken overlaps with it. About `ahead_bytes` of
+    tokens are read ahead, at least two units. UserError now if the set, the order or the world do not fit together, and
+    later for a damaged shard; RuntimeError if Ray Data loses or misplaces a block.
     """
     shards = ShardSet(path, split)
     if (order.rows, order.fingerprint) != (shards.rows, shards.fingerprint):
@@ -62,46 +68,63 @@ def batches(
             f"the order is for {order.rows} rows of the set {order.fingerprint!r}, but {str(path)!r} has "
             f"{shards.rows} rows in {split!r} and the fingerprint {shards.fingerprint!r}"
         )
-    first, last = share(rank, world, order.slices)
-    return _deliver(shards, order, start, stop, first, last, readers, ahead_bytes)
+    return Stream(shards, order, start, stop, share(rank, world, order.slices), readers, ahead_bytes)
 
 
-def _deliver(
-    shards: ShardSet, order: Order, start: int, stop: int, first: int, last: int, readers: int, ahead_bytes: int
-) -> Iterator[Batch]:
-    slots = np.arange(first * order.slice_size, last * order.slice_size)
-    step_bytes = len(slots) * shards.length * shards.dtype.itemsize
-    at_least, at_most = (max(_UNIT_STEPS, size // step_bytes) for size in _UNIT_BYTES)
-    spans = order.units(start, stop, at_least, at_most)
-    step = start
-    while plan := [_Unit(lo, order.rows_at(lo, hi, first, last)) for lo, hi in itertools.islice(spans, _PLAN_UNITS)]:
-        blocks = _blocks(_Plan(shards, plan), readers, ahead_bytes)
-        with contextlib.closing(blocks):
-            for unit, block in itertools.zip_longest(plan, blocks):
-                steps, rows, tokens = _checked(unit, block)
-                for i in range(len(steps)):
-                    if steps[i] != step:
-                        raise RuntimeError(f"the stream came to step {steps[i]} where step {step} was due")
-                    yield Batch(step, slots, rows[i], tokens[i].astype(np.int64))
-                    step += 1
-    if step != stop:
-        raise RuntimeError(f"the stream ended at step {step}, not at {stop}")
+class Stream(Iterator[Batch]):
+    """The batches of one worker. Made by `batches`; close it if it is not used up."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: Order,
+        start: int,
+        stop: int,
+        slices: tuple[int, int],
+        readers: int,
+        ahead_bytes: int,
+    ):
+        first, last = slices
+        self.step = start  # of the next batch
+        self._stop = stop
+        self._slots = np.arange(first * order.slice_size, last * order.slice_size)
+        step_bytes = len(self._slots) * shards.length * shards.dtype.itemsize
+        at_least, at_most = (max(1, size // step_bytes) for size in _UNIT_BYTES)
+        spans = order.units(start, stop, at_least, at_most)
+        units = (_Unit(lo, order.rows_at(lo, hi, first, last)) for lo, hi in spans)
+        self._ahead = _ReadAhead(shards, units, max(1, ahead_bytes // 2 // step_bytes), readers)
+        self._batches = self._cut()
+        _open_streams.add(self)
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Stop reading and let go of what was read ahead."""
+        self._batches.close()
+        self._ahead.close()
+
+    def _cut(self) -> Generator[Batch, None, None]:
+        """Units to batches, each checked for being the step that is due."""
+        for unit, block in self._ahead.pairs():
+            steps, tokens = _checked(unit, block)
+            for step, rows, rows_tokens in zip(steps.tolist(), unit.rows, tokens, strict=True):
+                if step != self.step:
+                    raise RuntimeError(f"the stream came to step {step} where step {self.step} was due")
+                self.step += 1
+                yield Batch(step, self._slots, rows, rows_tokens.astype(np.int64))
+        if self.step != self._stop:
+            raise RuntimeError(f"the stream ended at step {self.step}, not at {self._stop}")
 
 
-def _checked(unit: "_Unit | None", block: dict[str, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps `[k]`, rows `[k, n]` and tokens `[k, n, L]` of a block that came for a unit."""
-    if block is not None and "error" in block:
-        raise UserError(str(block["error"][0]))
-    if unit is None or block is None:
-        raise RuntimeError(f"Ray Data returned {'more' if unit is None else 'fewer'} blocks than there are units")
-    count, per_step = unit.rows.shape
-    if not np.array_equal(block["row"], unit.rows.ravel()):
-        raise RuntimeError(f"Ray Data returned other rows than those of the steps from {unit.start} on")
-    steps = block["step"].reshape(count, per_step)
-    return steps[:, 0], unit.rows, block["tokens"].reshape(count, per_step, -1)
+_open_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
 
-# -- Ray Data: one read task, and one block, for each unit ------------------------------------------------------------
+@atexit.register  # after Ray's own registration, hence run before it
+def _close_streams() -> None:
+    """End what is still open while Ray is there: an execution that is closed later would start a new Ray to say so."""
+    for stream in list(_open_streams):
+        stream.close()
 
 
 class _Unit:
@@ -110,6 +133,51 @@ class _Unit:
     def __init__(self, start: int, ids: np.ndarray):
         self.start = start
         self.rows = ids.reshape(len(ids), -1)
+
+
+class _ReadAhead:
+    """Every unit with its block, read plan by plan: while the blocks of one plan are handed out, the next is run."""
+
+    def __init__(self, shards: ShardSet, units: Iterator[_Unit], plan_steps: int, readers: int):
+        self._next_plan = lambda: _Running(shards, _take(units, plan_steps), readers)
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._upcoming = self._thread.submit(self._next_plan)
+
+    def pairs(self) -> Generator[tuple[_Unit, _Block], None, None]:
+        """The units and their blocks, in order."""
+        while (running := self._upcoming.result()).units:
+            self._upcoming = self._thread.submit(self._next_plan)
+            with contextlib.closing(running):
+                yield from running.pairs()
+        self.close()
+
+    def close(self) -> None:
+        """End what is running. May be called twice."""
+        self._thread.shutdown(cancel_futures=True)
+        if not self._upcoming.cancelled() and self._upcoming.exception() is None:
+            self._upcoming.result().close()
+
+
+def _take(units: Iterator[_Unit], steps: int) -> list[_Unit]:
+    """The next units, until they have that many steps or more; empty when there are none left."""
+    taken = []
+    while steps > 0 and (unit := next(units, None)) is not None:
+        taken.append(unit)
+        steps -= len(unit.rows)
+    return taken
+
+
+def _checked(unit: _Unit, block: _Block) -> tuple[np.ndarray, np.ndarray]:
+    """Steps `[k]` and tokens `[k, n, L]` of the block that came for a unit."""
+    if "error" in block:
+        raise UserError(str(block["error"][0]))
+    if not np.array_equal(block["row"], unit.rows.ravel()):
+        raise RuntimeError(f"Ray Data returned other rows than those of the steps from {unit.start} on")
+    steps = block["step"].reshape(unit.rows.shape)
+    return steps[:, 0], block["tokens"].reshape(*unit.rows.shape, -1)
+
+
+# -- Ray Data: one read task, and one block, for each unit ------------------------------------------------------------
 
 
 class _Plan(Datasource):
@@ -122,7 +190,7 @@ class _Plan(Datasource):
     def __init__(self, shards: ShardSet, units: list[_Unit]):
         super().__init__()
         self._units = units
-        self._read = functools.partial(_read, str(shards.root.absolute()), shards.split, shards.fingerprint)
+        self._read = functools.partial(read_unit, str(shards.root.absolute()), shards.split, shards.fingerprint)
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -132,30 +200,41 @@ class _Plan(Datasource):
         return [ReadTask(functools.partial(self._read, unit.start, unit.rows), unknown) for unit in self._units]
 
 
-def _read(root: str, split: str, fingerprint: str, start: int, rows: np.ndarray) -> Iterator[pa.Table]:
-    """The block of a unit: one line per example, `step`, `row` and `tokens [L]`."""
-    try:
-        tokens = open_set(root, split, fingerprint).read(rows.ravel())
-    except UserError as error:  # an answer, not a failure that Ray should try again or wrap
-        yield BlockAccessor.batch_to_block({"error": np.array([str(error)])})
-        return
-    steps = np.repeat(np.arange(start, start + len(rows)), rows.shape[1])
-    yield BlockAccessor.batch_to_block({"step": steps, "row": rows.ravel(), "tokens": tokens})
+class _Running:
+    """A plan that Ray Data is working on; made when its first block is there. Close it if it is not used up."""
 
+    def __init__(self, shards: ShardSet, units: list[_Unit], readers: int):
+        self.units = units
+        self._blocks = self._run(shards, readers)
+        self._first = next(self._blocks, None)
 
-def _blocks(plan: _Plan, readers: int, ahead_bytes: int) -> Generator[dict[str, np.ndarray], None, None]:
-    """The blocks of a plan, in its order."""
-    # The reads take no CPU of Ray's accounting: a training run may hold all of it, and would then wait for itself.
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    dataset = ray.data.read_datasource(
-        plan,
-        override_num_blocks=len(plan.get_read_tasks(-1)),
-        concurrency=readers,
-        num_cpus=0,
-        label_selector=here,
-    )
-    context = quiet(dataset).context
-    context.target_max_block_size = None  # one unit is one block
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead_bytes)
-    yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+    def pairs(self) -> Iterator[tuple[_Unit, _Block]]:
+        """Every unit with its block, in the order of the plan."""
+        blocks = self._blocks if self._first is None else itertools.chain([self._first], self._blocks)
+        self._first = None
+        for unit, block in itertools.zip_longest(self.units, blocks):
+            if unit is None or block is None:
+                raise RuntimeError(
+                    f"Ray Data returned {'more' if unit is None else 'fewer'} blocks than there are units"
+                )
+            yield unit, block
+
+    def close(self) -> None:
+        """End the execution and let go of its blocks."""
+        self._blocks.close()
+
+    def _run(self, shards: ShardSet, readers: int) -> Generator[_Block, None, None]:
+        if not self.units:
+            return
+        dataset = ray.data.read_datasource(
+            _Plan(shards, self.units),
+            override_num_blocks=len(self.units),
+            concurrency=readers,
+            # Reading takes no CPU of Ray's accounting: a training run may hold all of it, and would wait for itself.
+            num_cpus=0,
+            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+        )
+        context = quiet(dataset).context
+        context.target_max_block_size = None  # one unit is one block
+        context.execution_options.preserve_order = True
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)

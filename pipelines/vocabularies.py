@@ -45,15 +45,12 @@ def token_dtype(size: int) -> np.dtype:
 _LETTERS = str.maketrans(
     {
         "ß": "ss", "ẞ": "ss", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ø": "o", "Ø": "o", "đ": "d", "Đ": "d",
-        "ð": "d", "Ð": "d", "þ": "th", "Þ": "th", "ł": "l", "Ł": "l", "ħ": "h", "Ħ": "h", "ı": "i", "ŋ": "ng", "Ŋ": "ng",
+        "ð": "d", "Ð": "d", "þ": "th", "Þ": "th", "ł": "l", "Ł": "l", "ħ": "h", "Ħ": "h", "ŋ": "ng", "Ŋ": "ng",
+        "\N{LATIN SMALL LETTER DOTLESS I}": "i",
     }
 )  # fmt: skip
-_DIGITS = str.maketrans(
-    {
-        digit: f" {word} "
-        for digit, word in zip(string.digits, "zero one two three four five six seven eight nine".split(), strict=True)
-    }
-)
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS = str.maketrans({str(digit): f" {number} " for digit, number in enumerate(_NUMBERS)})
 _ACCENTS = re.compile("[\u0300-\u036f]+")  # combining marks, as NFKD leaves them behind their letters
 _OTHERS = re.compile("[^a-z]+")
 

@@ -28,19 +28,22 @@ class TransformerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    feature_dim: int = Field(64, ge=4, description="size of a head, of the conditioning and of the outside embedding")
-    heads: int = Field(12, ge=1, description="attention heads; the width is feature_dim * heads")
-    layers: int = Field(12, ge=1, description="transformer blocks")
+    feature_dim: int = Field(
+        default=64, ge=4, description="size of a head, of the conditioning and outside embedding"
+    )
+    heads: int = Field(default=12, ge=1, description="attention heads; the width is feature_dim * heads")
+    layers: int = Field(default=12, ge=1, description="transformer blocks")
     mlp: Literal["glu", "swiglu", "geglu"] = Field(
-        "glu", description="gate of the MLP (sigmoid, SiLU, GELU), also the activation before the adaptive norms"
+        default="glu",
+        description="gate of the MLP: sigmoid, SiLU or GELU; also the activation before the adaptive norms",
     )
     conditioning: Literal["adaln_zero", "adaln"] = Field(
-        "adaln_zero", description="adaptive norms start at zero (every block starts as the identity), or random"
+        default="adaln_zero", description="adaptive norms start at zero (every block starts as the identity), or random"
     )
-    depth_scaled_init: bool = Field(True, description="MLP weights start with variance 2/layers instead of 1")
-    outside_embed: bool = Field(True, description="embed tokens in feature_dim and project, or embed in full width")
-    time_input: bool = Field(True, description="tell the network the time")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate while training")
+    depth_scaled_init: bool = Field(default=True, description="MLP weights start with variance 2/layers instead of 1")
+    outside_embed: bool = Field(default=True, description="embed tokens in feature_dim and project, or in full width")
+    time_input: bool = Field(default=True, description="tell the network the time")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout rate while training")
 
     @model_validator(mode="after")
     def _even(self):
@@ -62,14 +65,14 @@ class TransformerConfig(BaseModel):
 @lru_cache(maxsize=16)
 def rotations(length: int, dim: int, device: torch.device) -> Tensor:
     """Rotary angles as unit complex numbers exp(i pos 10000^(-2j/dim)): complex64 `[length, 1, dim / 2]`."""
-    with torch.inference_mode(False):
-        frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
-        angle = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency
-        return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[:, None]
+    with torch.inference_mode(False):  # else a table first made while sampling could not be used for training
+        frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+        angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * frequency
+        return torch.polar(torch.ones_like(angle), angle).to(device, torch.complex64)[:, None]
 
 
 def rotate(x: Tensor, by: Tensor) -> Tensor:
-    """Turn each pair (2j, 2j+1) of the last axis of x [B, L, H, E] by its angle, in float32."""
+    """Turn each pair (2j, 2j+1) of the last axis of x [B, L, H, E] by its angle; in float32, back in x's dtype."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
 
@@ -77,12 +80,14 @@ def rotate(x: Tensor, by: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """softmax(q k' / sqrt(E)) v for q, k, v [B, H, L, E], with dropout of the attention probabilities.
 
-    In bfloat16 on a CPU the products are written out: PyTorch's fused kernel there is slower than its float32 one,
-    and a third as fast, forward and backward, as this (32 x 4 heads, L = 256, E = 32). Elsewhere it is the kernel.
+    In bfloat16 on a CPU the products are written out: PyTorch's fused kernel is slower there than in float32, and takes
+    three times as long, forward and backward, as this (L = 256; E = 32 or 64). Its memory grows with L^2, hence the
+    limit. The choice must not depend on the number of rows, or a row's result would.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 512:
         scores = (q.contiguous() * q.shape[-1] ** -0.5) @ k.contiguous().transpose(-2, -1)
-        return F.dropout(torch.softmax(scores, dim=-1), dropout) @ v.contiguous()
+        weights = torch.softmax(scores, dim=-1)
+        return (F.dropout(weights, dropout) if dropout else weights) @ v.contiguous()
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
@@ -154,9 +159,8 @@ class Block(nn.Module):
         super().__init__()
         self.compute = compute
         width = config.width
-        if conditioned:
-            self.modulation = nn.Linear(config.feature_dim, 6 * width)
-        else:
+        self.modulation = nn.Linear(config.feature_dim, 6 * width) if conditioned else None
+        if not conditioned:
             self.attention_norm = nn.RMSNorm(width, eps=NORM_EPS)
             self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.attention = Attention(config)
@@ -164,12 +168,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """x [B, L, D] float32, condition [B, E] (already activated) or None -> [B, L, D] float32."""
-        if condition is None:
-            h = x + self.attention(self.attention_norm(x).to(self.compute))
-            return h + self.mlp(self.mlp_norm(h).to(self.compute))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].float().chunk(6, dim=-1)
-        h = torch.addcmul(x, gate_a, self.attention(modulated_norm(x, shift_a, scale_a).to(self.compute)))
-        return torch.addcmul(h, gate_m, self.mlp(modulated_norm(h, shift_m, scale_m).to(self.compute)))
+        if self.modulation is None or condition is None:
+            h = x + self._branch(self.attention, self.attention_norm(x))
+            return h + self._branch(self.mlp, self.mlp_norm(h))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        h = torch.addcmul(x, gate_a, self._branch(self.attention, modulated_norm(x, shift_a, scale_a)))
+        return torch.addcmul(h, gate_m, self._branch(self.mlp, modulated_norm(h, shift_m, scale_m)))
+
+    def _branch(self, module: nn.Module, x: Tensor) -> Tensor:
+        if self.compute == torch.float32:
+            return module(x)
+        with torch.autocast(x.device.type, self.compute):
+            return module(x.to(self.compute))  # one cast for all the products that read it
 
 
 class Transformer(nn.Module):
@@ -180,6 +190,8 @@ class Transformer(nn.Module):
         vocab_size: V real tokens; the input has one more, the mask, and the output has not.
         classes: number of classes, 0 for none.
         compute: torch.bfloat16 to run the blocks in it, else torch.float32.
+
+    The weights are what PyTorch makes them until `initialise` is called (`md4.model.build` does).
     """
 
     def __init__(
@@ -189,17 +201,13 @@ class Transformer(nn.Module):
         self.config = config
         self.compute = compute
         conditioned = config.time_input or classes > 0
-        if conditioned:
-            self.conditioning = Conditioning(config.feature_dim, classes, config.time_input)
-        if config.outside_embed:
-            self.embed = nn.Embedding(vocab_size + 1, config.feature_dim)
-            self.lift = nn.Linear(config.feature_dim, config.width)
-        else:
-            self.embed = nn.Embedding(vocab_size + 1, config.width)
+        embedding = config.feature_dim if config.outside_embed else config.width
+        self.conditioning = Conditioning(config.feature_dim, classes, config.time_input) if conditioned else None
+        self.embed = nn.Embedding(vocab_size + 1, embedding)
+        self.lift = nn.Linear(embedding, config.width) if config.outside_embed else nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, conditioned, compute) for _ in range(config.layers))
-        if conditioned:
-            self.modulation = nn.Linear(config.feature_dim, 2 * config.width)
-        else:
+        self.modulation = nn.Linear(config.feature_dim, 2 * config.width) if conditioned else None
+        if not conditioned:
             self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
         self.head = nn.Linear(config.width, vocab_size, bias=False)
 
@@ -211,27 +219,18 @@ class Transformer(nn.Module):
             t: times `[B]`, or one time for all.
             labels: classes `[B]`, needed iff the network has classes.
         """
-        device = z.device.type
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(z.device.type, enabled=False):  # the blocks turn it on for themselves
             condition = None
-            if hasattr(self, "conditioning"):
+            if self.conditioning is not None:
                 t = torch.as_tensor(t, device=z.device).expand(z.shape[0])
                 condition = GATES[self.config.mlp](self.conditioning(t, labels))
-            x = self.embed(z)
-            if self.config.outside_embed:
-                x = self.lift(x)
-            else:
-                x = F.dropout(x, self.config.dropout, self.training)
-        with torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32):
+            x = self.lift(self.embed(z))
             for block in self.blocks:
                 x = block(x, condition)
-        with torch.autocast(device, enabled=False):
-            if condition is None:
-                x = self.norm(x)
-            else:
-                shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-                x = modulated_norm(x, shift, scale)
-            return self.head(x)
+            if self.modulation is None or condition is None:
+                return self.head(self.norm(x))
+            shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+            return self.head(modulated_norm(x, shift, scale))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -245,7 +244,9 @@ class Transformer(nn.Module):
             role, kind = name.split(".")[-2:]
             if role.endswith("norm"):
                 nn.init.ones_(parameter)
-            elif kind == "bias" or role == "head" or (role == "modulation" and self.config.conditioning == "adaln_zero"):
+            elif (
+                kind == "bias" or role == "head" or (role == "modulation" and self.config.conditioning == "adaln_zero")
+            ):
                 nn.init.zeros_(parameter)
             elif role.endswith("embed"):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)

@@ -115,9 +115,7 @@ class Batch:
         if bool(((canvas < 0) | (canvas > vocabulary)).any()):
             raise UserError(f"a canvas holds tokens 0..{vocabulary - 1} and the mask id {vocabulary}")
         if self._rows is not None and len(self) and self._rows.tokens.shape[1] != canvas.shape[1]:
-            raise UserError(
-                f"rows of length {canvas.shape[1]} can't join rows of length {self._rows.tokens.shape[1]}"
-            )
+            raise UserError(f"rows of length {canvas.shape[1]} can't join rows of length {self._rows.tokens.shape[1]}")
         if self._rows is not None and len(self) and bool((self._rows.label >= 0).all()) != (job.labels is not None):
             raise UserError("rows with a class label can't share a batch with rows without one")
         count, settings = canvas.shape[0], job.settings

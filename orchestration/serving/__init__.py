@@ -1,1 +1,1 @@
-"""The sampling service: `config.py` what it can be told, `app.py` the deployment and its HTTP."""
+"""Sampling over HTTP: `app` is the Ray Serve application, `config` what it can be told."""

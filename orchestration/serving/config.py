@@ -1,16 +1,20 @@
-"""What the sampling service can be told. Apart from `app.py`, so that reading a configuration does not load Serve."""
+"""What the sampling service can be told. Apart from `app`, so that reading a configuration doesn't import Ray Serve."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class ServingConfig(BaseModel):
-    """Where `md4 serve` listens and how it batches."""
+    """How a run's model is served."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 = every interface")
-    port: int = Field(8000, ge=1, le=65535, description="HTTP port")
-    max_batch_size: int = Field(8, ge=1, description="most requests answered by one batch")
-    batch_wait_ms: float = Field(10.0, ge=0, description="milliseconds a request waits for company")
-    replicas: int = Field(1, ge=1, description="copies of the model")
-    num_cpus: float = Field(1.0, gt=0, description="CPUs a replica reserves")
+    host: str = Field(default="127.0.0.1", description="address to listen at; 0.0.0.0 = all of the machine's")
+    port: int = Field(default=8000, ge=0, le=65535, description="0 = any free one")
+    replicas: int = Field(default=1, ge=1, description="copies of the model")
+    num_cpus: float = Field(default=1.0, gt=0, description="Ray CPUs a replica reserves; it has one thread")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs a replica reserves; above 0 the model goes there")
+    max_batch_size: int = Field(default=16, ge=1, description="requests that are sampled together")
+    batch_wait_ms: float = Field(default=10.0, ge=0, description="time a request waits for company")
+    max_rows: int = Field(default=64, ge=1, description="rows that go through the network together")
+    max_count: int = Field(default=64, ge=1, description="samples that one request may ask for")
+    max_queued: int = Field(default=128, ge=1, description="requests that may wait for a replica; then 503")

@@ -59,7 +59,9 @@ class Toy:
         own = surprise.gather(2, x.expand(len(z), -1)[..., None])[..., 0]
         return hidden.sum(dim=1), (own * hidden).sum(dim=1)
 
-    def ancestral_law(self, schedule: str, eps: float, times: Tensor, timed: bool, start: Tensor | None = None) -> Tensor:
+    def ancestral_law(
+        self, schedule: str, eps: float, times: Tensor, timed: bool, start: Tensor | None = None
+    ) -> Tensor:
         """Probability `[X]` of every sequence after ancestral steps along `times` and exact leftovers.
 
         Written as the Markov chain over whole states of which each step is the product of its positions' laws: it shares

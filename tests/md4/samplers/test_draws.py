@@ -87,7 +87,9 @@ def test_every_position_has_its_own_temperature_and_top_p():
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6])
 def test_the_coldest_draw_is_the_argmax(temperature):
     logits = torch.stack([some_logits(27, 2.0, f"cold {i}") for i in range(100)])
-    tokens = draw_tokens(logits, keys(100, "cold"), torch.full((100,), temperature), torch.full((100,), 0.9))
+    tokens = draw_tokens(
+        logits, keys(100, "cold"), torch.full((100,), temperature, dtype=torch.float64), torch.full((100,), 0.9)
+    )
     assert torch.equal(tokens, logits.argmax(dim=1))
 
 

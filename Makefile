@@ -1,0 +1,48 @@
+# Every target sets up what it needs in .venv first. `make demo` and `make test` are all a newcomer needs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## create .venv and install the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
+	@echo "setup: creating .venv and installing pinned packages (a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@touch $(STAMP)
+	@echo "setup: done ($$($(BIN)/python -c 'import torch, ray, deepspeed; print("torch", torch.__version__, "ray", ray.__version__, "deepspeed", deepspeed.__version__)' 2>/dev/null))"
+
+demo: $(STAMP)  ## prepare, train, evaluate, sample, serve: the whole line, about ten minutes on two cores
+	@$(BIN)/python -m orchestration.demo
+
+test: $(STAMP)  ## what CI runs
+	@echo "test: fast tests, cheapest first, then those that need Ray"
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## the long forms
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff and pyright
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: $(STAMP)  ## let ruff rewrite
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP)  ## benchmarks, one after the other; leave the machine alone meanwhile
+	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
+
+clean:  ## remove the environment and caches; data/ and runs/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

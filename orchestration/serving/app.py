@@ -1,0 +1,363 @@
+"""The sampling service: one Ray Serve deployment that speaks HTTP and samples concurrent requests together.
+
+    POST /v1/samples   samples of a prompt        GET /v1/model   what is served
+    GET  /healthz      200 once the model is in   GET /docs       the interface, described
+
+Requests that arrive within `batch_wait_ms` of each other share their network calls. The rows of a batch don't touch
+each other, so an answer is a function of the request and its seed; but a batch ends as one: a short request waits for
+the longest beside it.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import fastapi
+import torch
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from md4.errors import UserError
+from md4.samplers import Job, SamplingConfig
+from md4.samplers.settings import GridName, Steps, Temperature, TopP
+from orchestration import sampling
+from orchestration.sampling import SEED_LIMIT, Answer, Request, Sample
+from orchestration.serving.config import ServingConfig
+
+if TYPE_CHECKING:
+    from orchestration.runs import Loaded
+
+NAME = "md4"  # of the Serve application
+MAX_BODY_BYTES = 1 << 18  # a prompt of some thousand characters, however it is escaped, is far smaller
+_RETRY_AFTER_S = 1
+
+
+class SampleRequest(BaseModel):
+    """What to write. A setting that is left out is the run's own (`GET /v1/model`)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    count: Annotated[int, Field(ge=1, description="samples wanted")] = 1
+    prompt: Annotated[
+        str | None,
+        Field(description="`_` for a position to fill; shorter than the canvas: the text's beginning; null: none"),
+    ] = None
+    length: Annotated[int | None, Field(ge=1, description="tokens of a text; null: the model's own length")] = None
+    seed: Annotated[
+        int | None,
+        Field(ge=0, lt=SEED_LIMIT, description="of the first sample, the others count up; null: a random one"),
+    ] = None
+    label: Annotated[int | None, Field(ge=0, description="class, for class-conditional models")] = None
+    order: Annotated[bool, Field(description="tell at which step each token was revealed")] = False
+    steps: Steps | None = None
+    grid: GridName | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+
+
+class ModelFacts(BaseModel):
+    """Which weights answered."""
+
+    hash: str = Field(description="of the weights")
+    step: int = Field(description="training step")
+
+
+class Timings(BaseModel):
+    """Milliseconds."""
+
+    queue_ms: float = Field(description="from the request's arrival at the replica until its batch started")
+    sample_ms: float = Field(description="of the batch that the request was part of")
+    total_ms: float = Field(description="from arrival to answer")
+
+
+class SampleResponse(BaseModel):
+    """Samples, and how they came about."""
+
+    samples: list[Sample]
+    model: ModelFacts
+    timings: Timings
+    calls: int = Field(description="network calls of the batch that the request was part of")
+    draws: int = Field(description="categorical draws made for this request")
+    draws_mode: str = Field(description="how tokens were drawn: exact, or a legacy form by name")
+    batch_requests: int = Field(description="requests in the batch, this one included")
+
+
+class ModelInfo(ModelFacts):
+    """What is served, and with which settings if a request names none."""
+
+    run: str
+    vocabulary: str
+    length: int
+    sampling: SamplingConfig
+    version: str = Field(description="of the program")
+
+
+class Health(BaseModel):
+    status: str
+    hash: str
+
+
+class Problem(BaseModel):
+    """Why a request was not answered."""
+
+    detail: str
+
+
+api = fastapi.FastAPI(
+    title="md4",
+    version=version("md4"),
+    description="Samples of a masked diffusion model: free, of a given beginning, or filled into the holes of a text.",
+)
+
+
+@api.exception_handler(UserError)
+async def _refuse(_: fastapi.Request, error: UserError) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=422)
+
+
+@api.exception_handler(RequestValidationError)
+async def _refuse_form(_: fastapi.Request, error: RequestValidationError) -> JSONResponse:
+    lines = [sampling.describe({**problem, "loc": problem["loc"][1:]}) for problem in error.errors()]
+    return JSONResponse({"detail": "; ".join(lines)}, status_code=422)
+
+
+class _LimitBody:
+    """Answers 413 as soon as a body turns out longer than the limit, whatever its header says."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        # The whole (small) body is read here, so that the answer doesn't depend on what the route does with it.
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > self.limit:
+                problem = Problem(detail=f"the body is longer than {self.limit} bytes")
+                response = JSONResponse(problem.model_dump(), status_code=413)
+                return await response(scope, receive, send)
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return await self.app(scope, replay, send)
+
+
+api.add_middleware(_LimitBody, limit=MAX_BODY_BYTES)
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    413: {"model": Problem, "description": "The body is too long."},
+    422: {"model": Problem, "description": "The request is malformed or can't be sampled."},
+    500: {"model": Problem, "description": "The model answered with NaN."},
+    503: {"description": "Too many requests are waiting. Try again after the time in Retry-After."},
+}
+
+
+@dataclass
+class _Item:
+    """A request on its way through a batch."""
+
+    request: Request
+    job: Job
+    arrived: float
+
+
+@dataclass
+class _Done:
+    """What the batch gives back for it."""
+
+    answer: Answer | UserError
+    queue_s: float
+    sample_s: float
+    batch_requests: int
+
+
+@serve.ingress(api)
+class SamplingService:
+    """One replica: the model, and the HTTP routes."""
+
+    def __init__(self, load: "Callable[[], Loaded]", settings: SamplingConfig | None, config: ServingConfig) -> None:
+        # Two OpenMP threads beside Ray's processes on a busy machine wait for each other at every barrier.
+        torch.set_num_threads(1)
+        self.loaded = load()
+        if config.num_gpus > 0:
+            self.loaded.model.to("cuda")
+        self.settings = settings or self.loaded.config.sampling
+        self.config = config
+        self.facts = ModelFacts(hash=self.loaded.weights_hash, step=self.loaded.step)
+        self._sample.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
+        self._sample.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)  # type: ignore[attr-defined]
+
+    @api.get("/healthz", responses={503: {"description": "No replica is ready."}})
+    async def health(self) -> Health:
+        """Answers once the model is loaded."""
+        return Health(status="ok", hash=self.facts.hash)
+
+    @api.get("/v1/model")
+    async def model(self) -> ModelInfo:
+        """The model and the settings of requests that name none."""
+        return ModelInfo(
+            **self.facts.model_dump(),
+            run=self.loaded.config.name,
+            vocabulary=self.loaded.vocabulary.name,
+            length=self.loaded.config.model.length,
+            sampling=self.settings,
+            version=version("md4"),
+        )
+
+    @api.post("/v1/samples", responses=_PROBLEMS)
+    async def samples(self, body: SampleRequest) -> SampleResponse:
+        """Write texts. The same seed, prompt, settings and model give the same texts."""
+        arrived = perf_counter()
+        if body.count > self.config.max_count:
+            raise UserError(f"count={body.count}: at most {self.config.max_count} samples a request")
+        changes = {name: getattr(body, name) for name in ("steps", "grid", "temperature", "top_p")}
+        request = Request(
+            prompt=body.prompt,
+            count=body.count,
+            length=body.length,
+            seed=sampling.random_seed() if body.seed is None else body.seed,
+            label=body.label,
+            settings=sampling.override(self.settings, changes),
+            order=body.order,
+        )
+        item = _Item(request, sampling.prepare(self.loaded, request), arrived)
+        done: _Done = await self._sample(item)  # type: ignore[assignment, arg-type]
+        if isinstance(done.answer, UserError):
+            raise fastapi.HTTPException(500, str(done.answer))
+        return SampleResponse(
+            samples=done.answer.samples,
+            model=self.facts,
+            timings=Timings(
+                queue_ms=round(1e3 * done.queue_s, 3),
+                sample_ms=round(1e3 * done.sample_s, 3),
+                total_ms=round(1e3 * (perf_counter() - arrived), 3),
+            ),
+            calls=done.answer.network_calls,
+            draws=done.answer.draws,
+            draws_mode=done.answer.mode,
+            batch_requests=done.batch_requests,
+        )
+
+    @serve.batch
+    async def _sample(self, items: list[_Item]) -> list[_Done]:
+        # In a thread, so that the replica keeps answering health checks and collects the next batch meanwhile.
+        return await asyncio.to_thread(self._run, items)
+
+    def _run(self, items: list[_Item]) -> list[_Done]:
+        began = perf_counter()
+        answers = sampling.answer(
+            self.loaded, [item.request for item in items], [item.job for item in items], self.config.max_rows
+        )
+        took = perf_counter() - began
+        return [
+            _Done(answer, began - item.arrived, took, len(items)) for item, answer in zip(items, answers, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running service."""
+
+    url: str
+
+    def stop(self) -> None:
+        """End the service and Ray Serve with it; requests under way are answered first."""
+        serve.shutdown()
+
+
+def application(
+    load: "Callable[[], Loaded]", config: ServingConfig, settings: SamplingConfig | None = None
+) -> serve.Application:
+    """The Serve application; every replica calls `load`. settings: defaults of requests, None = the run's own."""
+    deployment = serve.deployment(
+        SamplingService,
+        name="SamplingService",
+        num_replicas=config.replicas,
+        # While one batch is sampled the next one gathers in the replica; what goes beyond waits outside.
+        max_ongoing_requests=2 * config.max_batch_size,
+        max_queued_requests=config.max_queued,
+        backpressure_config={"status_code": 503, "retry_after_s": _RETRY_AFTER_S},
+        # A model that can't be loaded won't be loadable a moment later.
+        max_constructor_retry_count=1,
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+    )
+    return deployment.bind(load, settings, config)
+
+
+def serve_run(
+    run: str | Path,
+    config: ServingConfig | None = None,
+    settings: SamplingConfig | None = None,
+    *,
+    load: "Callable[[], Loaded] | None" = None,
+) -> Server:
+    """Serve a run on the Ray that is initialised; returns when the service answers.
+
+    run: the run's folder, from which each replica loads the newest sound checkpoint; config: the run's own if None;
+    settings: sampling defaults of requests, the run's own if None; load: replaces the way a replica loads its model.
+
+    Raises `UserError` if the port is taken, Serve runs already, or the model can't be loaded.
+    """
+    if config is None or load is None:
+        from orchestration import checkpoints
+        from orchestration.runs import Run, load_model
+
+        folder = Run(run)
+        config = folder.config.serving if config is None else config
+        if load is None:
+            if checkpoints.newest(folder.checkpoints, print) is None:
+                raise UserError(f"run {folder.path} has no sound checkpoint yet")
+            load = partial(load_model, folder.path.resolve())
+    port = free_port(config.host, config.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if serve.status().proxies:
+        raise UserError("Ray Serve runs on this Ray cluster already; stop it first (serve.shutdown)")
+    serve.start(http_options={"host": config.host, "port": port, "location": "HeadOnly"})
+    try:
+        serve.run(application(load, config, settings), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        cause = _cause()
+        serve.shutdown()
+        raise UserError(f"the service did not start: {cause}") from error
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    return Server(f"http://{host}:{port}")
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0, after a trial that it can be bound. Raises `UserError` naming it if it can't."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        # As servers do: a port whose last connections are still fading away is not in use.
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"can't listen at {host}, port {port}: {reason}; choose another port") from None
+        return trial.getsockname()[1]
+
+
+def _cause() -> str:
+    """What Serve knows of why the application failed: the line of the replica's traceback that says it."""
+    application = serve.status().applications[NAME]
+    messages = [deployment.message for deployment in application.deployments.values()] + [application.message]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error: " in line and not line.endswith("Traceback (most recent call last):")]
+    return errors[-1] if errors else lines[0] if lines else "no reason given"

@@ -1,0 +1,394 @@
+"""One check for each kind of vector file. A check fills a `Comparisons`, or raises: `Unsupported`, or UserError.
+
+Tolerances are those stated with the vectors. The reference forms M = 1 - alpha by a float32 subtraction, which leaves an
+error of up to 2e-7, so what is divided by M is held to max(1e-4, 2e-7 / M). At t = 1e-6 its
+cosine weight is indeed off by 1.2e-3.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from md4.errors import UserError
+from md4.interchange import from_reference, read_arrays, reference_config
+from md4.model import build
+from md4.networks.conditioning import timestep_embedding
+from md4.objectives import MD4, antithetic
+from md4.samplers.ancestral import reveal_probability
+from md4.samplers.draws import filter_top_p
+from md4.samplers.grids import time_grid
+from md4.schedules import EPS, Schedule, parse_schedule
+from orchestration.optimizer import AdamWithEma, learning_rate
+from tests.golden.compare import Comparisons
+
+TOLERANCE = 1e-4
+LOOSE = 1e-3  # discrete time, and the reconstruction term: the reference's cancellation enters whole
+TRAJECTORY = 1e-5
+GRID = 1e-6
+
+
+class Unsupported(Exception):
+    """The file is of a kind, or of a model, that is not implemented."""
+
+
+@dataclass
+class Vectors:
+    """One file: its arrays, and the description that the reference has put beside them."""
+
+    path: Path
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Vectors":
+        return cls(path, read_arrays(path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.arrays:
+            raise UserError(f"it lacks the array {name!r}")
+        return self.arrays[name]
+
+    def reals(self, name: str) -> Tensor:
+        return torch.from_numpy(np.array(self[name], dtype=np.float32))
+
+    def integers(self, name: str) -> Tensor:
+        return torch.from_numpy(np.array(self[name], dtype=np.int64))
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.integers("cond") if "cond" in self else None
+
+    def group(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays called `prefix`..., without the prefix."""
+        return {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        try:
+            meta = json.loads(str(self.arrays.get("meta_json", "{}")))
+        except ValueError:
+            raise UserError("its meta_json is not JSON") from None
+        if not isinstance(meta, dict):
+            raise UserError("its meta_json is not an object")
+        return meta
+
+    def setting(self, name: str) -> Any:
+        if name not in self.meta:
+            raise UserError(f"its meta_json lacks {name!r}")
+        return self.meta[name]
+
+    def parameters(self, prefix: str = "param:") -> "Vectors":
+        """The file with the network's parameters: this one, or the one that it names, in the same folder."""
+        if self.group(prefix):
+            return self
+        return Vectors.read(self.path.with_name(Path(self.setting("params_file")).name))
+
+
+def text_model(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> MD4:
+    """The reference's text model of that description and those parameters, in training mode (they have no dropout)."""
+    if len(meta.get("data_shape", [0])) != 1:
+        raise Unsupported("networks for images are not implemented")
+    config = reference_config({**meta, "dropout_rate": 0.0})
+    model = build(config)
+    model.load_state_dict(from_reference(arrays, config))
+    return model
+
+
+def cancellation(masked: Tensor | np.ndarray) -> np.ndarray:
+    """How much wider than 1e-4 the tolerance is of what the reference divides by its float32 1 - alpha."""
+    return np.maximum(2e-7 / TOLERANCE / np.asarray(masked, dtype=np.float64), 1.0)
+
+
+# --- schedules, times, embeddings, grids, filters: no network ---
+
+
+def check_schedules(file: Vectors, compare: Comparisons) -> None:
+    t = file.reals("t")
+    names = [name.removesuffix(":alpha") for name in file.arrays if name.endswith(":alpha")]
+    for name in names:
+        if name == "vec":
+            compare.remarks.append("vec:* left out (GenMD4's learned schedule)")
+            continue
+        schedule = parse_schedule(name, eps=file.meta.get("eps", EPS))
+        widen = cancellation(schedule.masked(t))
+        compare.close(f"{name}:alpha", schedule.alpha(t), file[f"{name}:alpha"], 1e-5, floor=0.1)
+        compare.close(f"{name}:dalpha", schedule.dalpha(t), file[f"{name}:dalpha"], 1e-5, floor=0.1)
+        compare.close(f"{name}:weight", schedule.weight(t), file[f"{name}:weight"], TOLERANCE, floor=0, widen=widen)
+        widen = np.maximum(widen, cancellation(schedule.alpha(t)))
+        compare.close(f"{name}:logsnr", schedule.log_snr(t), file[f"{name}:logsnr"], TOLERANCE, widen=widen)
+
+
+def check_antithetic_times(file: Vectors, compare: Comparisons) -> None:
+    for size in (int(name.removeprefix("t0_")) for name in file.arrays if re.fullmatch(r"t0_\d+", name)):
+        ours = antithetic(float(file[f"t0_{size}"]), size)
+        # For some sizes the reference's grid has one point too many: its bug, not to be copied.
+        distance = np.abs(ours.numpy() - file[f"t_{size}"][:size])
+        compare.absolute(f"t_{size}", np.minimum(distance, 1 - distance), np.zeros(size), GRID)
+
+
+def check_timestep_embedding(file: Vectors, compare: Comparisons) -> None:
+    for dim in (int(name.removeprefix("emb_")) for name in file.arrays if re.fullmatch(r"emb_\d+", name)):
+        ours = timestep_embedding(file.reals(f"in_{dim}"), dim)
+        compare.close(f"emb_{dim}", ours, file[f"emb_{dim}"], TOLERANCE)
+
+
+def check_sampling_grids(file: Vectors, compare: Comparisons) -> None:
+    for name in file.arrays:
+        if parts := re.fullmatch(r"([a-z]+)_(\d+)_([st])(_traced)?", name):
+            grid = time_grid(parts[1], int(parts[2]))
+            compare.absolute(name, grid[1:] if parts[3] == "s" else grid[:-1], file[name], GRID)
+
+
+def borderline(logits: Tensor, p: float) -> np.ndarray:
+    """Where `[...]` rounding decides which tokens top-p keeps: some cumulative probability lies within 1e-6 of p."""
+    falling = logits.double().softmax(-1).sort(dim=-1, descending=True).values
+    return ((falling.cumsum(-1) - p).abs() < 1e-6).any(-1).numpy()
+
+
+def check_topp_mask(file: Vectors, compare: Comparisons) -> None:
+    logits = file.reals("logits")
+    for name in file.arrays:
+        if name.startswith("masked_"):
+            p = float(name.removeprefix("masked_"))
+            ours, theirs = filter_top_p(logits, p).numpy(), file[name]
+            kept = theirs > -1e6
+            wrong = (np.isfinite(ours) & (ours > -1e6)) != kept
+            compare.count(name, wrong & ~borderline(logits, p)[..., None])
+            both = kept & ~wrong
+            compare.absolute(f"{name}, kept logits", ours[both], theirs[both], 1e-6)
+        elif name.startswith("topk_"):
+            compare.remarks.append("topk_* left out (no top-k filter)")
+    compare.remarks = sorted(set(compare.remarks))
+
+
+# --- the network, its loss, its samplers ---
+
+
+def check_backbone(file: Vectors, compare: Comparisons) -> None:
+    model = text_model(file.meta, file.group("param:"))
+    z, t = file.integers("z"), file.reals("t")
+    with Recorder(model) as recorder:
+        compare.close("logits", model.logits(z, t, file.labels), file["logits"], TOLERANCE)
+    for name, theirs in file.group("mid:").items():
+        module = name.split(":")[0].removeprefix("classifier/").removeprefix("Transformer_0/")
+        if module in recorder.outputs:
+            compare.close(f"after {module}", recorder.outputs[module], theirs, TOLERANCE)
+    if "logits_scalar_t" in file:
+        ours = model.logits(z, float(t[0]), file.labels)
+        compare.close("logits_scalar_t", ours, file["logits_scalar_t"], TOLERANCE)
+
+
+class Recorder:
+    """Keeps what the modules put out that the reference has recorded, by the reference's names."""
+
+    def __init__(self, model: MD4):
+        network: Any = model.network
+        modules = {f"TransformerBlock_{i}": block for i, block in enumerate(network.blocks)}
+        modules |= {"Embed_0": network.embed}
+        if network.conditioning is not None and network.config.time_input:
+            modules["CondEmbedding_0"] = network.conditioning
+        self.outputs: dict[str, Tensor] = {}
+        self.handles = [module.register_forward_hook(self._keep(name)) for name, module in modules.items()]
+
+    def _keep(self, name: str) -> Callable:
+        def hook(module, inputs, output):
+            self.outputs[name] = output
+
+        return hook
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def check_md4_loss(file: Vectors, compare: Comparisons) -> None:
+    source = file.parameters()
+    model = text_model({**source.meta, **file.meta}, source.group("param:"))
+    tokens, z, t, labels = file.integers("x0"), file.integers("xt"), file.reals("t_used"), file.labels
+    tolerance = TOLERANCE if model.continuous else LOOSE
+
+    if "t_raw" in file:
+        compare.absolute("t_used", model.used_times(file.reals("t_raw")), file["t_used"], GRID)
+    widen = cancellation(model.schedule.masked(t)) if model.continuous else 1.0
+    compare.close("weight", model.loss_weight(t), file["weight"], tolerance, floor=0, widen=widen)
+    logits = model.logits(z, t, labels)
+    compare.close("logits", logits, file["logits"], TOLERANCE)
+    if "token_logp" in file:
+        log_p = F.log_softmax(logits, -1).gather(-1, tokens[..., None])[..., 0]
+        compare.close("token_logp", log_p, file["token_logp"], TOLERANCE)
+
+    nats = model.diffusion_nats(tokens, z, t, labels)
+    theirs = file["loss_diff_per_example_nats"]
+    compare.close("loss_diff_per_example_nats", nats, theirs, tolerance, floor=0, widen=widen)
+    length = tokens.shape[1]
+    loss = model.bits_per_token(nats, length).mean()
+    widen = float(np.max(widen))
+    compare.close("out:loss", loss, file["out:loss"], tolerance, floor=0, widen=widen)
+    parts = {"out:loss_recon": model.reconstruction(length), "out:loss_prior": model.prior(length)}
+    for name, value in parts.items():
+        if name in file:
+            compare.close(name, value / (length * math.log(2)), file[name], LOOSE, floor=0)
+    if "out:loss_diff" in file:
+        diffusion = nats.mean() / (length * math.log(2))
+        compare.close("out:loss_diff", diffusion, file["out:loss_diff"], tolerance, floor=0, widen=widen)
+
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if "grad_norm" in file:
+        norm = torch.stack([g.double().norm() for g in gradients.values()]).norm()
+        compare.close("grad_norm", norm, file["grad_norm"], tolerance, floor=0, widen=widen)
+    if file.group("grad:"):
+        config = reference_config({**source.meta, **file.meta})
+        for name, gradient in from_reference(file.group("grad:"), config).items():
+            compare.norm(f"gradient of {name}", gradients[name], gradient, tolerance * widen)
+
+
+def check_sampler(file: Vectors, compare: Comparisons) -> None:
+    source = file.parameters()
+    model = text_model({**source.meta, "noise_schedule": file.setting("noise_schedule")}, source.group("param:"))
+    kind, steps, labels = file.setting("sampler"), file.setting("T"), file.labels
+    grid = time_grid(file.setting("sampling_grid"), steps)
+    t, s = grid[:-1], grid[1:]
+    compare.absolute("t", t, file["t"], GRID)
+    compare.absolute("s", s, file["s"], GRID)
+    schedule: Schedule = model.schedule
+    compare.close("alpha_t", schedule.alpha(t), file["alpha_t"], 1e-5, floor=0.1)
+    compare.close("alpha_s", schedule.alpha(s), file["alpha_s"], 1e-5, floor=0.1)
+    reveal = reveal_probability(schedule, t, s)
+    widen = cancellation(schedule.masked(t))
+    compare.close("unmask_prob", reveal, file["unmask_prob"], TOLERANCE, widen=widen)
+
+    z, logits = file.integers("z"), file.reals("logits")
+    shown = file.reals("t")  # a float32 rounding of t is a visible phase at the embedding's highest frequencies
+    ours = torch.stack([model.logits(z[i], shown[i], labels) for i in range(steps)])
+    compare.close("logits", ours, logits, TOLERANCE)
+    if kind == "mean":
+        compare.close("x0_probs", ours.softmax(-1), file["x0_probs"], TOLERANCE)
+    elif kind in ("ancestral", "topp"):
+        # From the reference's logits, which have just been compared: rounding must not move a token across top-p.
+        kept, sure = logits.double(), np.ones(logits.shape[:-1], dtype=bool)
+        if kind == "topp":
+            kept, sure = filter_top_p(kept, file.setting("topp")), ~borderline(logits, file.setting("topp"))
+        rho = reveal.view(-1, *[1] * (logits.ndim - 1))
+        stay = (1 - rho).expand(*logits.shape[:-1], 1)
+        probabilities = torch.cat((rho * kept.softmax(-1), stay), -1).numpy()
+        widen = np.broadcast_to(widen.reshape(rho.shape), file["probs"].shape)[sure]
+        compare.close("probs", probabilities[sure], file["probs"][sure], TOLERANCE, widen=widen)
+    else:
+        raise Unsupported(f"the sampler {kind!r} is not implemented")
+
+    if "decode_in" in file:
+        before, after = file.integers("decode_in"), file.integers("decode_out")
+        ours = model.logits(before, 0.0, labels)
+        compare.close("decode_logits", ours, file["decode_logits"], TOLERANCE)
+        masked = before == model.mask_id
+        compare.count("decode_out, known tokens", (before != after)[~masked])
+        # A tie may go either way: what counts is the likelihood of the token chosen here.
+        theirs = file.reals("decode_logits")
+        chosen = theirs.gather(-1, ours.argmax(-1, keepdim=True))[..., 0][masked]
+        compare.close("decode_out", chosen, theirs.gather(-1, after[..., None])[..., 0][masked], 2 * TOLERANCE)
+
+
+def check_trajectory(file: Vectors, compare: Comparisons) -> None:
+    setting = file.setting
+    if setting("model_type") != "md4":
+        raise Unsupported(f"{setting('model_type')} is not implemented")
+    model = text_model(file.meta, file.group("init:"))
+    decay = setting("ema_rate")
+    optimizer = AdamWithEma(
+        model.parameters(),
+        lr=0.0,
+        betas=(setting("b1"), setting("b2")),
+        eps=setting("adam_eps"),
+        weight_decay=setting("weight_decay"),
+        ema=decay,
+    )
+    tokens, z, t = file.integers("x0"), file.integers("xt")[:, 0], file.reals("t")
+    losses, rates = [], []
+    for step in range(setting("num_steps")):
+        rate = learning_rate(
+            step, setting("base_learning_rate"), setting("warmup_steps"), setting("num_steps"), setting("schedule_type")
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        nats = model.diffusion_nats(tokens[step], z[step], t[step], file.labels)
+        loss = model.bits_per_token(nats, tokens.shape[-1]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if file.meta.get("clip"):
+            torch.nn.utils.clip_grad_value_(model.parameters(), setting("clip"))
+        optimizer.step()
+        losses.append(loss.item())
+        rates.append(rate)
+    if "lr" in file:
+        compare.close("lr", np.array(rates), file["lr"], 1e-5, floor=1e-3 * setting("base_learning_rate"))
+    compare.close("loss", np.array(losses), file["loss"], TOLERANCE if model.continuous else LOOSE, floor=0)
+    config = reference_config(file.meta)
+    ours = dict(model.named_parameters())
+    for name, theirs in from_reference(file.group("final:"), config).items():
+        compare.absolute(f"final {name}", ours[name], theirs, TRAJECTORY)
+    if decay:
+        for name, theirs in from_reference(file.group("ema:"), config).items():
+            compare.absolute(f"EMA of {name}", optimizer.state[ours[name]]["ema"], theirs, TRAJECTORY)
+
+
+def not_implemented(file: Vectors, compare: Comparisons) -> None:
+    raise Unsupported("GenMD4 is not implemented")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: how its name starts, how its arrays tell it, and its check."""
+
+    prefix: str
+    holds: Callable[[Vectors], bool]
+    check: Callable[[Vectors, Comparisons], None]
+
+
+def _all_of(*names: str) -> Callable[[Vectors], bool]:
+    return lambda file: all(name in file for name in names)
+
+
+def _some(pattern: str) -> Callable[[Vectors], bool]:
+    return lambda file: any(re.fullmatch(pattern, name) for name in file.arrays)
+
+
+# In order: the first whose arrays fit.
+KINDS = (
+    Kind("train_trajectory", lambda f: bool(f.group("init:") and f.group("final:")), check_trajectory),
+    Kind("genmd4_loss", _all_of("xt_1", "xt_2"), not_implemented),
+    Kind("md4_loss", _all_of("x0", "xt", "weight"), check_md4_loss),
+    Kind("sampler", _all_of("unmask_prob", "z"), check_sampler),
+    Kind("backbone", _all_of("z", "t", "logits"), check_backbone),
+    Kind("topp_mask", _some(r"masked_[\d.]+"), check_topp_mask),
+    Kind("sampling_grids", _some(r"[a-z]+_\d+_[st]"), check_sampling_grids),
+    Kind("timestep_embedding", _some(r"emb_\d+"), check_timestep_embedding),
+    Kind("antithetic_times", _some(r"t0_\d+"), check_antithetic_times),
+    Kind("schedules", _some(r"[a-z]+[\d.]*:alpha"), check_schedules),
+)
+
+
+def kind_of(file: Vectors) -> Kind:
+    """What `file` holds: told from its arrays, or, for one that is incomplete, from its name."""
+    for kind in KINDS:
+        if kind.holds(file):
+            return kind
+    for kind in KINDS:
+        if file.path.name.startswith(kind.prefix):
+            return kind
+    raise Unsupported("none of the known kinds of vectors")

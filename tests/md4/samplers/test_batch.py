@@ -1,0 +1,245 @@
+"""Rows sampled together: their law against enumeration, their independence, their cost and their mistakes.
+
+The chi-square tests use 1e5 samples and reject a correct sampler once in 1,000 seeds; the seeds are fixed.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from md4 import samplers
+from md4.errors import UserError
+from md4.model import ModelConfig, build
+from md4.networks.transformer import TransformerConfig
+from md4.objectives import MD4
+from md4.samplers import Batch, Job, SamplingConfig
+from md4.samplers.grids import time_grid
+from tests.md4.oracle import Toy, chi_square
+
+ALPHA = 1e-3
+COUNT = 100_000
+TOY = Toy(vocabulary=3, length=4)
+
+
+def counts(model: MD4, settings: SamplingConfig, start: Tensor | None = None, seed: int = 0) -> Tensor:
+    """How often each sequence of TOY came, `[X]`, among COUNT samples."""
+    start = torch.full((TOY.length,), TOY.mask) if start is None else start
+    job = Job(start.expand(COUNT, -1), torch.arange(seed, seed + COUNT), settings)
+    (samples,) = samplers.run(model, [job], batch_size=COUNT)
+    return torch.bincount(TOY.sequence_index(samples.tokens), minlength=len(TOY.sequences))
+
+
+# schedule, grid, steps, eps, network sees the time
+CASES = [
+    ("linear", "uniform", 1, 1e-4, False),
+    ("linear", "uniform", 4, 1e-4, False),
+    ("cosine", "uniform", 3, 1e-4, True),
+    ("linear", "cosine", 6, 0.05, True),
+    ("poly2", "cosine", 16, 1e-4, True),
+]
+
+
+@pytest.mark.parametrize(("schedule", "grid", "steps", "eps", "timed"), CASES)
+def test_follows_its_enumerated_law(schedule, grid, steps, eps, timed):
+    """Ancestral sampling at T steps against the chain enumerated over whole states; false-alarm rate 1e-3 each.
+
+    Mutants that the same counts must reject: one step more, and, where the steps bias the result, the model's own law.
+    """
+    settings = SamplingConfig(steps=steps, grid=grid)
+    found = counts(TOY.model(schedule, eps, timed), settings)
+    assert chi_square(found, TOY.ancestral_law(schedule, eps, time_grid(grid, steps), timed)) > ALPHA
+    if steps <= 4:
+        assert chi_square(found, TOY.ancestral_law(schedule, eps, time_grid(grid, steps + 1), timed)) < ALPHA
+    assert chi_square(found, TOY.law) < ALPHA
+
+
+def test_another_reveal_probability_is_rejected():
+    """Mutant: the cosine schedule's rho where the linear one's is claimed; a time-free network, 3 steps."""
+    found = counts(TOY.model("cosine"), SamplingConfig(steps=3, grid="uniform"))
+    assert chi_square(found, TOY.ancestral_law("linear", 1e-4, time_grid("uniform", 3), False)) < ALPHA
+    assert chi_square(found, TOY.ancestral_law("cosine", 1e-4, time_grid("uniform", 3), False)) > ALPHA
+
+
+def test_the_network_is_shown_the_beginning_of_the_step(monkeypatch):
+    """Mutant: the time at a step's end. False-alarm rate 1e-3 is that of the case above with the same settings."""
+    original = samplers.batch.ancestral_plan
+
+    def stale(schedule, unknown, keys, settings):
+        plan = original(schedule, unknown, keys, settings)
+        ends = torch.cat([time_grid(settings.grid, settings.steps)[1:], torch.zeros(1, dtype=torch.float64)])
+        plan.time = ends[plan.event.clamp(0, settings.steps)]
+        return plan
+
+    monkeypatch.setattr(samplers.batch, "ancestral_plan", stale)
+    found = counts(TOY.model("cosine", timed=True), SamplingConfig(steps=3, grid="uniform"))
+    assert chi_square(found, TOY.ancestral_law("cosine", 1e-4, time_grid("uniform", 3), True)) < ALPHA
+
+
+def test_leftovers_matter_and_have_two_named_forms():
+    """At eps = 0.2 the `argmax` leftovers of the reference are far from the enumerated exact ones."""
+    law = TOY.ancestral_law("linear", 0.2, time_grid("cosine", 4), False)
+    exact = SamplingConfig(steps=4, grid="cosine")
+    argmax = SamplingConfig(steps=4, grid="cosine", leftovers="argmax")
+    model = TOY.model("linear", 0.2)
+    assert chi_square(counts(model, exact), law) > ALPHA
+    assert chi_square(counts(model, argmax), law) < ALPHA
+    assert (exact.mode, argmax.mode) == ("exact", "exact, argmax leftovers")
+
+
+def test_infilling_follows_its_enumerated_law():
+    """Two known tokens; false-alarm rate 1e-3. The known ones stand, the others follow the chain started there."""
+    start = torch.tensor([TOY.mask, 1, TOY.mask, 2])
+    found = counts(TOY.model("linear", timed=True), SamplingConfig(steps=3, grid="uniform"), start)
+    law = TOY.ancestral_law("linear", 1e-4, time_grid("uniform", 3), True, start)
+    assert law[(TOY.sequences[:, 1] != 1) | (TOY.sequences[:, 3] != 2)].sum() == 0
+    assert chi_square(found, law) > ALPHA
+    assert chi_square(found, TOY.ancestral_law("linear", 1e-4, time_grid("uniform", 2), True, start)) < ALPHA
+
+
+def transformer(time_input: bool = True) -> MD4:
+    """A small random text network; its head and gates start at zero, so all weights are disturbed."""
+    network = TransformerConfig(feature_dim=16, heads=2, layers=2, time_input=time_input)
+    model = build(ModelConfig(vocab_size=27, length=24, network=network), seed=3)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def mixed_jobs(length: int = 24) -> list[Job]:
+    """Rows that differ in prompt, seed and every setting."""
+    generator = torch.Generator().manual_seed(7)
+    jobs = []
+    for index in range(12):
+        canvas = torch.randint(0, 27, (1 + index % 3, length), generator=generator)
+        hidden = torch.rand(canvas.shape, generator=generator) < [1.0, 0.6, 0.2][index % 3]
+        settings = SamplingConfig(
+            steps=[1, 5, 24, 300][index % 4],
+            grid=["uniform", "cosine"][index % 2],
+            temperature=[1.0, 0.7, 1.3][index % 3],
+            top_p=[1.0, 0.9][index // 6],
+            leftovers=["exact", "argmax"][index % 5 == 0],
+        )
+        seeds = torch.randint(0, 2**53, (len(canvas),), generator=generator)
+        jobs.append(Job(torch.where(hidden, 27, canvas), seeds, settings))
+    return jobs
+
+
+@pytest.mark.parametrize("time_input", [True, False])
+def test_a_row_gets_the_tokens_it_gets_alone(time_input):
+    """Bit-equal in float32: every row alone, and all rows in one queue at several batch sizes."""
+    model, jobs = transformer(time_input), mixed_jobs()
+    alone = [samplers.run(model, [job.part(i, i + 1)])[0] for job in jobs for i in range(len(job))]
+    for batch_size in (2, 7, 64):
+        together = samplers.run(model, jobs, batch_size=batch_size)
+        assert torch.equal(torch.cat([s.tokens for s in together]), torch.cat([s.tokens for s in alone]))
+        assert torch.equal(torch.cat([s.calls for s in together]), torch.cat([s.calls for s in alone]))
+    assert torch.cat([s.tokens for s in alone]).unique().numel() == 27
+
+
+def test_known_tokens_stand_and_no_mask_stays():
+    for job, samples in zip(mixed_jobs(), samplers.run(transformer(), mixed_jobs()), strict=True):
+        known = job.canvas != 27
+        assert torch.equal(samples.tokens[known], job.canvas[known])
+        assert (samples.tokens < 27).all()
+        assert torch.equal(samples.event == -1, known)
+
+
+def test_seeds_name_the_samples():
+    model, settings = transformer(), SamplingConfig(steps=8)
+    canvas = torch.full((3, 24), 27)
+    (samples,) = samplers.run(model, [Job(canvas, torch.tensor([5, 6, 5]), settings)])
+    assert torch.equal(samples.tokens[0], samples.tokens[2])
+    assert not torch.equal(samples.tokens[0], samples.tokens[1])
+
+
+def test_idle_steps_cost_nothing():
+    """10,000 steps for 4 positions: as many network calls as the busiest row has events, at least 4 rows in each."""
+    model = TOY.model()
+    job = Job(torch.full((3, 4), TOY.mask), torch.arange(3), SamplingConfig(steps=10_000))
+    (samples,) = samplers.run(model, [job])
+    events = [row.unique().numel() for row in samples.event]
+    assert samples.calls.tolist() == events
+    assert samples.network_calls == max(events) == len(model.network.calls)  # type: ignore[arg-type]
+    assert set(model.network.calls) == {4}  # type: ignore[arg-type]
+    assert samples.draws == 12
+
+
+def test_a_full_canvas_needs_no_call_and_no_rows_no_result():
+    model = TOY.model()
+    canvas = torch.tensor([[0, 1, 2, 0]])
+    (samples,) = samplers.run(model, [Job(canvas, torch.tensor([1]), SamplingConfig())])
+    assert torch.equal(samples.tokens, canvas)
+    assert (samples.network_calls, samples.draws) == (0, 0)
+    assert samplers.run(model, []) == []
+
+
+def test_rows_join_between_calls():
+    """A row that joins when others are half done gets its own tokens, and so do they."""
+    model, jobs = transformer(), mixed_jobs()
+    expected = torch.cat([s.tokens for s in samplers.run(model, jobs)])
+    batch, waiting, found, number = Batch(model), list(jobs), {}, 0
+    while waiting or len(batch):
+        if waiting:
+            job = waiting.pop(0)
+            batch.join(job, range(number, number + len(job)))
+            number += len(job)
+        for _ in range(3):
+            batch.advance()
+            ended = batch.leave()
+            if ended is not None:
+                found.update(zip(ended.number.tolist(), ended.tokens, strict=True))
+    assert torch.equal(torch.stack([found[i] for i in range(number)]), expected)
+
+
+class _Poisoned(torch.nn.Module):
+    """Answers NaN for rows that begin with token 1 once their last position is revealed."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits = self.network(z, t, labels)
+        return torch.where(((z[:, 0] == 1) & (z[:, -1] != 27))[:, None, None], torch.nan, logits)
+
+
+def test_a_row_with_nan_ends_alone():
+    model = transformer()
+    canvas = torch.full((6, 24), 27)
+    canvas[:, 0] = torch.tensor([0, 1, 2, 1, 4, 5])
+    job = Job(canvas, torch.arange(6), SamplingConfig(steps=24))
+    (sound,) = samplers.run(model, [job])
+    model.network = _Poisoned(model.network)
+    (samples,) = samplers.run(model, [job], batch_size=3)
+    assert samples.broken.tolist() == [False, True, False, True, False, False]
+    assert torch.equal(samples.tokens[~samples.broken], sound.tokens[~samples.broken])
+
+
+@pytest.mark.parametrize(
+    ("canvas", "message"),
+    [([[0, 1, 2, 4]], "0..2 and the mask id 3"), ([[-1, 0, 0, 0]], "mask id"), ([[]], "length >= 1")],
+)
+def test_a_bad_canvas_is_refused(canvas, message):
+    job = Job(torch.tensor(canvas, dtype=torch.int64), torch.tensor([0]), SamplingConfig())
+    with pytest.raises(UserError, match=message):
+        samplers.run(TOY.model(), [job])
+
+
+def test_lengths_do_not_mix_and_batches_are_not_empty():
+    model = transformer()
+    jobs = [Job(torch.full((1, length), 27), torch.tensor([0]), SamplingConfig()) for length in (8, 9)]
+    with pytest.raises(UserError, match="length 9 can't join rows of length 8"):
+        samplers.run(model, jobs)
+    with pytest.raises(UserError, match="batch_size"):
+        samplers.run(model, jobs[:1], batch_size=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"temperature": 0}, {"temperature": float("inf")}, {"top_p": 0}, {"top_p": 1.1}, {"grid": "sine"}],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingConfig(**wrong)

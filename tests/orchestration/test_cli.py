@@ -1,0 +1,62 @@
+"""The command line: what it prints, and its exit codes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def md4(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from orchestration.cli import main; main()", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_config_prints_the_resolved_tree_and_the_size():
+    done = md4("config", "text8", "train.workers=2")
+    assert done.returncode == 0, done.stderr
+    assert "workers: 2" in done.stdout
+    assert "parameters: 88,734,272" in done.stdout
+
+
+def test_dry_run_checks_everything_and_starts_nothing(tmp_path):
+    done = md4("train", "pydocs-tiny", "--dry-run", f"runs={tmp_path}/runs", f"data.directory={tmp_path}/data")
+    assert done.returncode == 0, done.stderr
+    assert "929,568 parameters" in done.stdout
+    assert "nothing was started" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "pydoc-tiny"], "did you mean 'pydocs-tiny'"),
+        (["train", "pydocs-tiny", "train.stepz=1"], "did you mean 'train.steps'"),
+        (["train", "pydocs-tiny", "train.workers=16", "--dry-run"], "train.slices=8"),
+        (["train", "pydocs-tiny", "name=never-made", "--resume", "--dry-run"], "not a run's folder"),
+        (["evaluate", "runs/absent"], "not a run's folder"),
+        (["sample", "runs/absent"], "not a run's folder"),
+        (["serve", "runs/absent"], "not a run's folder"),
+        (["prepare", "text8"], "data.path"),
+        (["prepare", "text8", "data.path=absent.txt"], "absent.txt"),
+        (["trian"], "Did you mean 'train'"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(tmp_path, arguments, expected):
+    done = md4(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stranger_among_the_packages_is_named(tmp_path):
+    intruder = tmp_path / "pipelines"
+    intruder.mkdir()
+    (intruder / "__init__.py").write_text("")
+    done = md4("config", "text8", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr
+    assert "'pipelines'" in done.stderr

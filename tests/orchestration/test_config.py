@@ -1,0 +1,113 @@
+"""Configuration: presets resolve, numbers survive YAML, and every mistake is one clear message."""
+
+import pytest
+import yaml
+
+from md4.errors import UserError
+from md4.model import count_parameters
+from orchestration.config import load, preset_names, read_yaml, validate
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_resolves_and_survives_a_round_trip(name):
+    config = load(name)
+    assert config.name == name
+    assert validate(read_yaml(config.to_yaml(), "test")) == config
+    assert validate(yaml.safe_load(config.to_yaml())) == config  # plain YAML 1.1 readers too
+
+
+def test_text8_preset_has_the_published_size():
+    assert count_parameters(load("text8").model) == 88_734_272
+
+
+def test_vocabulary_and_length_follow_the_data():
+    config = load("pydocs-tiny", ["data.length=128"])
+    assert (config.model.vocab_size, config.model.length) == (27, 128)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.e-4", "+1e-4"])
+def test_numbers_survive(text):
+    assert read_yaml(f"x: {text}", "test") == {"x": 1e-4}
+    assert load("pydocs-tiny", [f"optimizer.learning_rate={text}"]).optimizer.learning_rate == 1e-4
+
+
+def test_words_that_yaml_1_1_takes_for_truth_values_stay_words():
+    assert read_yaml("a: no\nb: on\nc: true\nd: 1:30\ne: ~\nf:", "test") == {
+        "a": "no", "b": "on", "c": True, "d": "1:30", "e": None, "f": None,
+    }  # fmt: skip
+
+
+def test_layers_override_in_order(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {steps: 7, workers: 4}\n")
+    config = load("pydocs-tiny", ["train.steps=9"], file)
+    assert (config.train.steps, config.train.workers) == (9, 4)
+    assert config.train.batch_size == 64  # the preset's own
+
+
+def test_a_preset_can_be_a_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {length: 64}\nmodel: {}\ntrain: {steps: 1, batch_size: 8, workers: 1}\n")
+    assert load(str(file)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.stepz=5"], ["unknown key 'train.stepz'", "did you mean 'train.steps'?"]),
+        (["learning_rate=5"], ["unknown key 'learning_rate'", "did you mean 'optimizer.learning_rate'?"]),
+        (["train.steps=many"], ["train.steps='many'", "valid integer"]),
+        (["train.steps=0"], ["train.steps=0", "greater than or equal to 1"]),
+        (["train.zero_stage=4"], ["train.zero_stage=4", "0, 1, 2 or 3"]),
+        (["model.schedule=sigmoid"], ["model.schedule='sigmoid'", "linear", "cosine", "poly"]),
+        (["data.vocabulary=text9"], ["text9", "text8"]),
+        (["train.workers=16"], ["train.workers=16", "train.slices=8"]),
+        (["train.workers=3"], ["train.workers=3", "[1, 2, 4, 8]"]),
+        (["train.batch_size=60"], ["train.batch_size=60", "train.slices=8"]),
+        (["train.micro_batch=5"], ["train.micro_batch=5", "32 rows"]),
+        (["model.length=64"], ["model.length=64", "data.length=256"]),
+        (["name=../up"], ["name='../up'"]),
+        (["optimizer.beta2=1.5"], ["optimizer.beta2=1.5", "less than 1"]),
+        (["train.steps"], ["'train.steps'", "key=value"]),
+        (["train.steps=[1"], ["value of train.steps", "not valid YAML"]),
+    ],
+)
+def test_mistakes_name_key_value_and_what_is_allowed(overrides, expected):
+    with pytest.raises(UserError) as caught:
+        load("pydocs-tiny", overrides)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(UserError) as caught:
+        load("pydocs-tiny", ["train.stepz=5", "optimizer.ema=2"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown preset 'pydoc-tiny'; did you mean 'pydocs-tiny'\?"):
+        load("pydoc-tiny")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {steps: 1}\ntrain: {steps: 2}\n", "stands twice"),
+        ("- a\n- b\n", "a configuration is a mapping"),
+        ("train: [1\n", "not valid YAML"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, text, expected):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=expected) as caught:
+        load("pydocs-tiny", file=file)
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="absent.yaml"):
+        load(str(tmp_path / "absent.yaml"))
+    with pytest.raises(UserError, match="absent.yaml"):
+        load("pydocs-tiny", file=tmp_path / "absent.yaml")

@@ -1,0 +1,45 @@
+"""Run folders: made once, resumed only as what they are, read with ordinary tools."""
+
+import json
+
+import pytest
+
+from md4.errors import UserError
+from orchestration.runs import Run, load_model, rewind
+
+
+def test_a_new_run_stores_its_configuration_and_is_never_shared(tiny):
+    config = tiny("train.steps=3")
+    run = Run.create(config)
+    assert Run(run.path).config == config
+    with pytest.raises(UserError, match="exists already: continue it with --resume"):
+        Run.create(config)
+
+
+def test_resuming_accepts_what_changes_nothing_and_refuses_the_rest(tiny):
+    Run.create(tiny("train.steps=3"))
+    said: list[str] = []
+    run = Run.resume(tiny("train.steps=3", "train.workers=4", "evaluation.every=1"), said.append)
+    assert run.config.train.workers == 4
+    assert said == ["resuming with changed train.workers, evaluation.every"]
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate: the run has 0\.01, given is 0\.5"):
+        Run.resume(tiny("train.steps=3", "optimizer.learning_rate=0.5"), said.append)
+    assert Run(run.path).config.optimizer.learning_rate == 0.01
+
+
+def test_what_is_not_a_run_is_named_beside_the_runs_there(tiny):
+    run = Run.create(tiny("train.steps=3"))
+    with pytest.raises(UserError, match=r"other is not a run's folder.*runs there: tiny"):
+        Run(run.path.parent / "other")
+    with pytest.raises(UserError, match="no sound checkpoint"):
+        load_model(run.path)
+
+
+def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_passed_over(tiny):
+    run = Run.create(tiny("train.steps=3"))
+    rows = [{"kind": "train", "step": step, "x": step} for step in range(1, 6)]
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tra')
+    assert run.metrics("train") == rows
+    rewind(run.metrics_file, 3)
+    assert run.metrics() == rows[:3]
+    assert run.metrics_file.read_text().endswith("\n")

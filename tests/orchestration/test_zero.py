@@ -1,0 +1,30 @@
+"""Engine state by parameter name: every ZeRO stage, real DeepSpeed engines in bare process groups."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(folder: Path, workers: int, pairs: list[str]) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    command += ["-m", "tests.orchestration.zero_program", str(folder), *pairs]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_state_moves_between_stages_bit_for_bit(tmp_path):
+    out = launch(tmp_path, 2, ["0-1", "1-2", "2-3", "3-0"])
+    assert out.count("ok") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_state_moves_between_all_stages(tmp_path, workers):
+    pairs = [f"{old}-{new}" for old in range(4) for new in range(4)]
+    assert launch(tmp_path, workers, pairs).count("ok") == 16
