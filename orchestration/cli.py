@@ -90,7 +90,7 @@ def config(preset: Preset, overrides: Overrides = None, config: File = None) -> 
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="validation, test or train")] = "validation",
-    rows: Annotated[int | None, typer.Option(help="first rows of the split; all if not given")] = None,
+    rows: Annotated[int | None, typer.Option(help="rows, evenly spaced over the split; all if not given")] = None,
     draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
     estimator: Annotated[str | None, typer.Option(help="mask_count or continuous")] = None,
     seed: Seed = 0,
@@ -98,6 +98,7 @@ def evaluate(
 ) -> None:
     """The negative ELBO in bits per character, with its standard error; written to the run's reports/."""
     from orchestration.runs import load_model
+    from pipelines.evaluate import Provenance, write
     from pipelines.evaluate import evaluate as measure
     from pipelines.prepare import prepared_path
     from pipelines.shards import ShardSet
@@ -105,15 +106,16 @@ def evaluate(
     loaded = load_model(run, ema=ema, report=say)
     options = loaded.config.evaluation
     report = measure(
-        loaded,
+        loaded.model,
         ShardSet(prepared_path(loaded.config.data), split),
-        draws=draws or options.draws,
-        rows=rows,
+        draws=options.draws if draws is None else draws,
+        limit=rows,
         estimator=estimator or options.estimator,
         seed=seed or 0,
+        provenance=Provenance(run=loaded.config.name, step=loaded.step, weights_hash=loaded.weights_hash),
     )
-    files = report.write(run / "reports")
-    say(report.line())
+    files = write(report, run / "reports")
+    say(report.headline())
     say(f"written: {', '.join(str(file) for file in files)}")
 
 

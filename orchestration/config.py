@@ -79,13 +79,13 @@ class Config(_Part):
     seed: int = Field(42, ge=0, lt=2**63)
     data: DataConfig
     model: ModelConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
     train: TrainConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    serving: ServingConfig = ServingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig.model_validate({})
+    checkpoint: CheckpointConfig = CheckpointConfig.model_validate({})
+    tracking: TrackingConfig = TrackingConfig.model_validate({})
+    sampling: SamplingConfig = SamplingConfig.model_validate({})
+    serving: ServingConfig = ServingConfig.model_validate({})
 
     @model_validator(mode="before")
     @classmethod
@@ -160,7 +160,7 @@ for _tag, _pattern, _first in [
 def read_yaml(text: str, origin: str) -> Any:
     """Parse YAML text; UserError with `origin`, line and column when it can't be read."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

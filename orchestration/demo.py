@@ -127,7 +127,7 @@ def summarise(run: Run, answer: dict[str, Any], seconds: float) -> dict[str, Any
     ngrams = Manifest.load(prepared_path(load(PRESET).data)).ngrams
     assert ngrams is not None  # 27 characters are few enough
     draw_loss(run, run.reports / "loss.png", ngrams.model_dump())
-    final = json.loads(max(run.reports.glob("evaluation-*.json"), key=lambda file: file.stat().st_mtime).read_text())
+    final = json.loads(max(run.reports.glob("likelihood-*.json"), key=lambda file: file.stat().st_mtime).read_text())
     rates = sorted(row["tokens_per_second"] for row in run.metrics("train"))
     samples = json.loads((run.samples / f"step-{run.config.train.steps:08d}-seed-{SEED}.json").read_text())
     return {

@@ -81,5 +81,7 @@ class AdamWithEma(torch.optim.AdamW):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if group["ema"] and params:
-                torch._foreach_lerp_([self.state[p]["ema"] for p in params], params, 1 - group["ema"])
+                torch._foreach_lerp_(  # type: ignore[attr-defined]
+                    [self.state[p]["ema"] for p in params], params, 1 - group["ema"]
+                )
         return loss

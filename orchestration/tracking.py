@@ -81,7 +81,7 @@ class WeightsAndBiases:
                 dir=str(path),
                 config=config.model_dump(mode="json"),
             )
-        except wandb.errors.Error as error:
+        except wandb.Error as error:
             raise UserError(f"tracking.wandb={config.tracking.wandb!r}: {error}") from None
 
     def log(self, row: Row) -> None:

@@ -15,7 +15,7 @@ from orchestration import checkpoints
 from orchestration.cluster import cluster
 from orchestration.config import Config
 from orchestration.runs import Run
-from pipelines.prepare import prepare, prepared_path
+from pipelines.prepare import prepare
 from pipelines.shards import ShardSet
 
 Report = Callable[[str], None]
@@ -104,7 +104,7 @@ def _fit(config: Config, run: Run, data: Path) -> dict[str, Any]:
         ),
     )
     try:
-        result = trainer.fit().return_value
+        result: Any = trainer.fit().return_value
     except TrainingFailedError as error:
         raise _explain(error, run) from error
     if "error" in result:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.train.torch import get_device
 
 from md4 import noise
 from md4.likelihood import mean_and_error, nelbo
@@ -74,7 +75,7 @@ class _Training:
         self.config = config
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        self.device = get_device()
         self.data = data
         self.shards, self.validation = ShardSet(data, "train"), ShardSet(data, "validation")
         self.seed = config.seed
@@ -106,7 +107,7 @@ class _Training:
             accumulation=share // self.micro_batch,
             clip_norm=options.clip_norm,
         )
-        self.model: MD4 = self.engine.module
+        self.model = cast(MD4, self.engine.module)
         self.state = EngineState(self.engine, self.optimizer)
         self.run = Run(config.directory)
         self.meter = _Meter()
@@ -199,7 +200,8 @@ class _Training:
         if not math.isfinite(bits):
             raise Diverged(
                 f"the loss is {bits} at step {self.step}; the last checkpoint is untouched. "
-                f"Try a lower optimizer.learning_rate (now {self.config.optimizer.learning_rate:g}) or optimizer.clip_norm"
+                f"Try a lower optimizer.learning_rate (now {self.config.optimizer.learning_rate:g}) "
+                "or optimizer.clip_norm=1"
             )
         if self.rank == 0:
             self._log(
@@ -214,16 +216,16 @@ class _Training:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Negative ELBO of the first validation rows under the averaged weights, dealt out over the workers."""
+        """Negative ELBO of some validation rows under the averaged weights, dealt out over the workers."""
         options = self.config.evaluation
         with self.meter.paused():
             rows = min(options.rows, self.validation.rows)
             # Every worker makes the same number of passes (ZeRO-3 gathers weights in each): short shares are filled
             # up with rows that are not counted.
             share = math.ceil(rows / self.world)
-            ids = torch.arange(share) * self.world + self.rank
-            counted = ids < rows
-            ids = ids.clamp(max=rows - 1)
+            places = torch.arange(share) * self.world + self.rank
+            counted = places < rows
+            ids = places.clamp(max=rows - 1) * self.validation.rows // rows  # evenly spaced over the split
             bits = []
             with self.state.averaged():
                 for part in ids.split(self.micro_batch):
@@ -319,7 +321,7 @@ class _Meter:
     def load(self, dumped: list[list[float]], rank: int) -> None:
         """Take up `dump`: one's own sums at the same number of workers, else all of them on the first."""
         if len(dumped) != dist.get_world_size():
-            total = [sum(column) for column in zip(*dumped, strict=True)]
-            dumped = [total if r == 0 else [0.0, 0.0] for r in range(dist.get_world_size())]
+            total = [float(sum(column)) for column in zip(*dumped, strict=True)]
+            dumped = [total] + [[0.0, 0.0]] * (dist.get_world_size() - 1)
         bits, rows = dumped[rank]
         self._bits, self._rows = bits, int(rows)

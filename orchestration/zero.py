@@ -13,6 +13,7 @@ A tensor *kind* is "weights" or one of the optimizer's per-element states ("exp_
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import deepspeed
 import torch
@@ -64,9 +65,10 @@ class EngineState:
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, optimizer: AdamWithEma):
         self.engine, self.optimizer = engine, optimizer
+        self._zero: Any = engine.optimizer  # DeepSpeed's wrapper, of a class that depends on the stage
         self.stage = engine.zero_optimization_stage()
         self.kinds = (WEIGHTS, *optimizer.state_names)
-        self.parameters = dict(engine.module.named_parameters())
+        self.parameters: dict[str, nn.Parameter] = dict(engine.module.named_parameters())  # type: ignore[operator]
         self.shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.parameters.items()}
         for group, tensors in self._groups():
             optimizer.materialize(group, tensors)
@@ -74,7 +76,7 @@ class EngineState:
 
     def _groups(self) -> list[tuple[dict, list[Tensor]]]:
         """Pairs of an optimizer group and the tensors that the optimizer really updates for it on this worker."""
-        zero, groups = self.engine.optimizer, self.optimizer.param_groups
+        zero, groups = self._zero, self.optimizer.param_groups
         if self.stage == 0:
             return [(group, group["params"]) for group in groups]
         if self.stage < 3:
@@ -93,7 +95,7 @@ class EngineState:
                 mapping = p._hp_mapping  # type: ignore[attr-defined]
                 if mapping is None:  # no element of it lives here
                     continue
-                flat = self.engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+                flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
                 place = mapping.hp_fragment_address
                 sources = {WEIGHTS: flat.data} | {kind: self.optimizer.state[flat][kind] for kind in states}
                 views = {kind: source.narrow(0, place.start, place.numel) for kind, source in sources.items()}
@@ -149,7 +151,7 @@ class EngineState:
 
         Without this ZeRO goes on with the weights that it was built with, and no error shows it.
         """
-        zero = self.engine.optimizer
+        zero = self._zero
         if self.stage in (1, 2):
             zero.update_lp_params()
         elif self.stage == 3:

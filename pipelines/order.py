@@ -41,7 +41,7 @@ class Order:
     slices: int  # S: the most workers that can share a batch
     seed: int
     group: int = 64  # C: rows of a group; the row groups of the shards, for cheap reading
-    mixing: int = 16  # groups of a lane that are mixed with each other
+    mixing: int = 128  # groups of a lane that are mixed with each other
     fingerprint: str = ""  # of the data set: another set is another order
 
     def __post_init__(self) -> None:
@@ -54,10 +54,12 @@ class Order:
             )
 
     @classmethod
-    def of(cls, shards: "ShardSet", batch_size: int, slices: int, seed: int, mixing: int = 16) -> "Order":
-        """The order over one split of a prepared set."""
+    def of(cls, shards: "ShardSet", batch_size: int, slices: int, seed: int, mixing: int | None = None) -> "Order":
+        """The order over one split of a prepared set; `mixing` is `mixing_by_memory` unless it is given."""
         if not shards.rows:
             raise UserError(f"the split {shards.split!r} of {str(shards.root)!r} has no rows to make batches of")
+        if mixing is None:
+            mixing = mixing_by_memory(slices, shards.rows_per_group * shards.length * shards.dtype.itemsize)
         return cls(shards.rows, batch_size, slices, seed, shards.rows_per_group, mixing, shards.fingerprint)
 
     @property
@@ -173,6 +175,15 @@ def _line(stream: int, epoch: int, groups: int) -> np.ndarray:
     """The permuted groups of an epoch `[groups + 1]`, the last one being the short group."""
     shuffled = noise.permutation(noise.key(stream, "groups", epoch), groups).numpy()
     return np.append(shuffled, groups)
+
+
+def mixing_by_memory(slices: int, group_bytes: int, window_bytes: int = 2**24) -> int:
+    """Groups of a lane to mix: as many as fit into memory together with those of the other lanes, but 8 at least.
+
+    The more groups a window has, the better: for rows that resemble their neighbours, the means of batches of B rows
+    vary by a factor of about 1 + B / (groups of a window, all lanes) more than those of random batches.
+    """
+    return max(8, window_bytes // (slices * group_bytes))
 
 
 def share(rank: int, world: int, slices: int) -> tuple[int, int]:

@@ -294,15 +294,16 @@ def _write_shards(root: Path, split: str, number: int, rows: np.ndarray, config:
 def cut(text: str, most: int) -> list[str]:
     """Pieces of a normalised document of at most `most` characters, cut at spaces (a longer word stays whole)."""
     pieces = []
-    while len(text) > most:
-        end = text.rfind(" ", 0, most + 1)
+    start = 0
+    while len(text) - start > most:
+        end = text.rfind(" ", start, start + most + 1)
         if end < 0:
-            end = text.find(" ")
+            end = text.find(" ", start)
         if end < 0:
             break
-        pieces.append(text[:end])
-        text = text[end + 1 :]
-    return [*pieces, text] if text else pieces
+        pieces.append(text[start:end])
+        start = end + 1
+    return [*pieces, text[start:]] if text else []
 
 
 def assign(text: str, validation: float, test: float) -> tuple[str, bytes]:

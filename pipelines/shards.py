@@ -5,22 +5,25 @@
     validation/ test/           the other splits
     parts/00007.json            how far the preparation is (`pipelines.prepare`); readers do not need it
 
-Any parquet reader can read the shards. Pages carry checksums, so a damaged one is noticed when it is read.
+Any parquet reader can read the shards. Readers of this module notice damage when they come to it: the manifest has a
+hash of each shard's footer, and the footer has a checksum of the tokens of each row group.
 
 A row's *id* counts the rows of whole row groups first, shard by shard, and after them those of the short row groups
-that end a part. Hence the ids `g*C .. g*C+C-1` are one row group of C rows, for all but the last ids of a split. That is
-what makes reading in the order of `pipelines.order` cheap.
+that end a part. Hence the ids `g*C .. g*C+C-1` are one row group of C rows, for all but the last ids of a split. That
+makes reading in the order of `pipelines.order` cheap.
 """
 
 import functools
 import hashlib
+import io
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +37,7 @@ FORMAT = "md4-token-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
+_CHECKSUMS = "md4.crc32"  # key in a shard's metadata: CRC-32 of the tokens of each row group
 _OPEN_FILES = 32
 
 
@@ -48,6 +52,7 @@ class Shard(_Record):
     rows: int
     bytes: int
     sha256: str  # of the file
+    footer: str  # sha256 of parquet's footer, which holds the checksums of the row groups (`_CHECKSUMS`)
     content: str  # sha256 of the tokens alone, row after row: the same whatever wrote the parquet
 
 
@@ -155,7 +160,10 @@ def write_shard(root: Path, path: str, tokens: np.ndarray, rows_per_group: int) 
     tokens = np.ascontiguousarray(tokens)
     kind = pa.list_(pa.field("item", pa.from_numpy_dtype(tokens.dtype), nullable=False), length)
     column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), type=kind)
-    table = pa.Table.from_arrays([column], schema=pa.schema([pa.field("tokens", kind, nullable=False)]))
+    groups = range(0, rows, rows_per_group)
+    checksums = [zlib.crc32(tokens[start : start + rows_per_group].tobytes()) for start in groups]
+    schema = pa.schema([pa.field("tokens", kind, nullable=False)], {_CHECKSUMS: json.dumps(checksums)})
+    table = pa.Table.from_arrays([column], schema=schema)
     buffer = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -174,6 +182,7 @@ def write_shard(root: Path, path: str, tokens: np.ndarray, rows_per_group: int) 
         rows=rows,
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
+        footer=_footer_sha256(io.BytesIO(data)),
         content=hashlib.sha256(tokens.tobytes()).hexdigest(),
     )
 
@@ -181,13 +190,45 @@ def write_shard(root: Path, path: str, tokens: np.ndarray, rows_per_group: int) 
 def read_shard(root: Path, shard: Shard) -> np.ndarray:
     """All rows `[n, L]` of a shard; UserError if it is missing or damaged."""
     with _reading(root, shard):
-        file = pq.ParquetFile(root / shard.path, page_checksum_verification=True)
-        return _rows(file.read(columns=["tokens"], use_threads=False))
+        file = _ShardFile(root, shard)
+        return file.read(np.arange(file.groups))
 
 
-def _rows(table: pa.Table) -> np.ndarray:
-    column = table["tokens"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)
+class _ShardFile:
+    """An open shard, which gives away no rows other than those that were written."""
+
+    def __init__(self, root: Path, shard: Shard):
+        with open(root / shard.path, "rb") as file:
+            if _footer_sha256(file) != shard.footer:
+                raise ValueError("its footer is not the recorded one")
+        # No memory map: a file truncated under one ends the process by a signal instead of an error.
+        self._parquet = pq.ParquetFile(root / shard.path, page_checksum_verification=True)
+        metadata = self._parquet.metadata
+        self._checksums: list[int] = json.loads((metadata.metadata or {})[_CHECKSUMS.encode()])
+        self._counts = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64)
+
+    @property
+    def groups(self) -> int:
+        return len(self._counts)
+
+    def read(self, groups: np.ndarray) -> np.ndarray:
+        """The rows `[n, L]` of row groups, one group after the other; an empty array for none."""
+        table = self._parquet.read_row_groups(groups.tolist(), columns=["tokens"], use_threads=False)
+        column = table["tokens"].combine_chunks()
+        rows = column.flatten().to_numpy().reshape(len(column), -1)
+        ends = np.cumsum(self._counts[groups])
+        for group, part in zip(groups, np.split(rows, ends[:-1]), strict=True):
+            if len(part) != self._counts[group] or zlib.crc32(part.tobytes()) != self._checksums[group]:
+                raise ValueError(f"the tokens of its row group {group} are not those that were written")
+        return rows
+
+
+def _footer_sha256(file: BinaryIO) -> str:
+    """Hash of what describes the pages of a parquet file: thrift, its length in 4 bytes, and the letters PAR1."""
+    file.seek(-8, os.SEEK_END)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(-8 - length, os.SEEK_END)
+    return hashlib.sha256(file.read()).hexdigest()
 
 
 @contextmanager
@@ -197,7 +238,7 @@ def _reading(root: Path, shard: Shard) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"shard {shard.path!r} of the prepared set {str(root)!r} is missing") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise _damaged(root, shard, str(error).splitlines()[0]) from error
 
 
@@ -228,7 +269,10 @@ class ShardSet:
         self._whole_before = np.cumsum(self._whole) - self._whole
         self._short = counts - self._whole
         self._short_before = np.cumsum(self._short) - self._short + self._whole.sum()
-        self._open = functools.lru_cache(_OPEN_FILES)(self._open_file)
+        self._file = functools.lru_cache(_OPEN_FILES)(lambda shard: _ShardFile(self.root, self._shards[shard]))
+
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[Path, str]]:
+        return ShardSet, (self.root, self.split)  # sent to another process, the set is opened there
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -267,15 +311,7 @@ class ShardSet:
     def _read_groups(self, shard: int, groups: np.ndarray) -> np.ndarray:
         """Rows `[len(groups) * C or less, L]` of some row groups of a shard, the short one last."""
         with _reading(self.root, self._shards[shard]):
-            rows = _rows(self._open(shard).read_row_groups(groups.tolist(), columns=["tokens"], use_threads=False))
-        if rows.dtype != self.dtype or rows.shape[1] != self.length:
-            found = f"its rows are {rows.shape[1]} x {rows.dtype}, not {self.length} x {self.dtype}"
-            raise _damaged(self.root, self._shards[shard], found)
-        return rows
-
-    def _open_file(self, shard: int) -> pq.ParquetFile:
-        # No memory map: a file truncated under one ends the process by a signal instead of an error.
-        return pq.ParquetFile(self.root / self._shards[shard].path, page_checksum_verification=True)
+            return self._file(shard).read(groups)
 
 
 @functools.lru_cache(8)

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from md4.errors import UserError
 
@@ -145,15 +146,19 @@ def read_piece(unit: Unit) -> bytes:
             size = file.seek(0, os.SEEK_END)
             if size < unit.stop:
                 raise UserError(f"{unit.file!r} shrank to {size} bytes while it was being prepared")
-            start = _word_end(file, unit.start) if unit.start else 0
-            stop = _word_end(file, unit.stop)
+            start, stop = _borders(file, unit)
             file.seek(start)
-            return file.read(max(0, stop - start))
+            return file.read(stop - start)
     except OSError as error:
         raise UserError(f"cannot read {unit.file!r}: {error.strerror}") from error
 
 
-def _word_end(file, position: int, block: int = 2**12) -> int:
+def _borders(file: BinaryIO, unit: Unit) -> tuple[int, int]:
+    """The bytes `start..stop-1` that `read_piece` reads."""
+    return _word_end(file, unit.start) if unit.start else 0, _word_end(file, unit.stop)
+
+
+def _word_end(file: BinaryIO, position: int, block: int = 2**12) -> int:
     """Position after the first white space at or after `position`; the end of the file if there is none."""
     file.seek(position)
     while data := file.read(block):
@@ -166,12 +171,12 @@ def _word_end(file, position: int, block: int = 2**12) -> int:
 
 def _decode(unit: Unit, data: bytes) -> str:
     try:
-        return data.decode("utf-8-sig" if unit.start == 0 else "utf-8")
+        return data.decode().removeprefix("\ufeff")  # the byte order mark that some editors write
     except UnicodeDecodeError as error:
-        with open(unit.file, "rb") as file:  # the piece begins at a word border, not at unit.start
-            at = (_word_end(file, unit.start) if unit.start else 0) + error.start
+        with open(unit.file, "rb") as file:
+            offset = _borders(file, unit)[0] + error.start
         raise UserError(
-            f"{unit.file!r} is not UTF-8: byte {data[error.start]:#04x} at offset {at} ({error.reason}); "
+            f"{unit.file!r} is not UTF-8: byte {data[error.start]:#04x} at offset {offset} ({error.reason}); "
             "convert it, e.g. with iconv -t UTF-8"
         ) from error
 

@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import ray
@@ -62,6 +63,8 @@ def batches(
     tokens are read ahead, at least two units. UserError now if the set, the order or the world do not fit together, and
     later for a damaged shard; RuntimeError if Ray Data loses or misplaces a block.
     """
+    if not 0 <= start <= stop:
+        raise ValueError(f"steps must be 0 <= start <= stop, got {start} and {stop}")
     shards = ShardSet(path, split)
     if (order.rows, order.fingerprint) != (shards.rows, shards.fingerprint):
         raise UserError(
@@ -102,17 +105,18 @@ class Stream(Iterator[Batch]):
     def close(self) -> None:
         """Stop reading and let go of what was read ahead."""
         self._batches.close()
-        self._ahead.close()
+        self._ahead.close()  # for the case that no batch was taken: there was nothing to leave then
 
     def _cut(self) -> Generator[Batch, None, None]:
         """Units to batches, each checked for being the step that is due."""
-        for unit, block in self._ahead.pairs():
-            steps, tokens = _checked(unit, block)
-            for step, rows, rows_tokens in zip(steps.tolist(), unit.rows, tokens, strict=True):
-                if step != self.step:
-                    raise RuntimeError(f"the stream came to step {step} where step {self.step} was due")
-                self.step += 1
-                yield Batch(step, self._slots, rows, rows_tokens.astype(np.int64))
+        with contextlib.closing(self._ahead), contextlib.closing(self._ahead.pairs()) as pairs:
+            for unit, block in pairs:
+                steps, tokens = _checked(unit, block)
+                for step, rows, rows_tokens in zip(steps.tolist(), unit.rows, tokens, strict=True):
+                    if step != self.step:
+                        raise RuntimeError(f"the stream came to step {step} where step {self.step} was due")
+                    self.step += 1
+                    yield Batch(step, self._slots, rows, rows_tokens.astype(np.int64))
         if self.step != self._stop:
             raise RuntimeError(f"the stream ended at step {self.step}, not at {self._stop}")
 
@@ -149,7 +153,6 @@ class _ReadAhead:
             self._upcoming = self._thread.submit(self._next_plan)
             with contextlib.closing(running):
                 yield from running.pairs()
-        self.close()
 
     def close(self) -> None:
         """End what is running. May be called twice."""
@@ -237,4 +240,5 @@ class _Running:
         context = quiet(dataset).context
         context.target_max_block_size = None  # one unit is one block
         context.execution_options.preserve_order = True
-        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        blocks = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        yield from cast(Generator[_Block, None, None], blocks)

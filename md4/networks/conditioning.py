@@ -1,7 +1,5 @@
 """What a network is told besides its tokens: the time, and a class if there are classes."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,10 +8,12 @@ from torch import Tensor, nn
 def timestep_embedding(x: Tensor, dim: int) -> Tensor:
     """Sines, then cosines, of `x` [B] at dim/2 frequencies from 1 down to 1/10000: float32 `[B, dim]`.
 
-    `x` is the scaled time 1000 t. An odd `dim` ends in a column of zeros.
+    `x` is the scaled time 1000 t. An odd `dim` ends in a column of zeros. Angles reach 1000, where float32 is coarse
+    (6e-5): each step is rounded to float32 as in the reference, so that its weights are shown what they learned.
     """
     half = dim // 2
-    frequency = torch.exp(torch.arange(half, device=x.device, dtype=torch.float32) * (-math.log(10000) / (half - 1)))
+    step = torch.tensor(10000.0, device=x.device).log() / (half - 1)
+    frequency = torch.exp(torch.arange(half, device=x.device, dtype=torch.float32) * -step)
     angle = x.float()[:, None] * frequency
     return F.pad(torch.cat((angle.sin(), angle.cos()), dim=1), (0, dim % 2))
 

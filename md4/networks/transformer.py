@@ -28,9 +28,7 @@ class TransformerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    feature_dim: int = Field(
-        default=64, ge=4, description="size of a head, of the conditioning and outside embedding"
-    )
+    feature_dim: int = Field(default=64, ge=4, description="size of a head, of the conditioning and outside embedding")
     heads: int = Field(default=12, ge=1, description="attention heads; the width is feature_dim * heads")
     layers: int = Field(default=12, ge=1, description="transformer blocks")
     mlp: Literal["glu", "swiglu", "geglu"] = Field(
@@ -81,8 +79,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """softmax(q k' / sqrt(E)) v for q, k, v [B, H, L, E], with dropout of the attention probabilities.
 
     In bfloat16 on a CPU the products are written out: PyTorch's fused kernel is slower there than in float32, and takes
-    three times as long, forward and backward, as this (L = 256; E = 32 or 64). Its memory grows with L^2, hence the
-    limit. The choice must not depend on the number of rows, or a row's result would.
+    three times as long, forward and backward, as this (L = 256; E = 32 or 64), whose rounding errors are up to twice
+    as large. Its memory grows with L^2, hence the limit. The choice must not depend on the number of rows, or a row's
+    result would.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 512:
         scores = (q.contiguous() * q.shape[-1] ** -0.5) @ k.contiguous().transpose(-2, -1)

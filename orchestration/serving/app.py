@@ -329,7 +329,7 @@ def serve_run(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         raise UserError("Ray Serve runs on this Ray cluster already; stop it first (serve.shutdown)")
-    serve.start(http_options={"host": config.host, "port": port, "location": "HeadOnly"})
+    serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
     try:
         serve.run(application(load, config, settings), name=NAME, route_prefix="/")
     except RuntimeError as error:

@@ -18,10 +18,12 @@ class Comparison:
 
     @property
     def severity(self) -> float:
-        return self.error / self.tolerance
+        if not self.error:
+            return 0.0
+        return self.error / self.tolerance if self.tolerance else np.inf
 
     def __str__(self) -> str:
-        return f"largest error {self.error:.1e}, allowed {self.tolerance:.0e} ({self.name})"
+        return f"largest error {self.error:.1e}, allowed {self.tolerance:.2g} ({self.name})"
 
 
 def _float64(x: Tensor | np.ndarray | float) -> np.ndarray:
@@ -61,7 +63,7 @@ class Comparisons:
 
     def count(self, name: str, wrong) -> None:
         """Number of true elements of `wrong`, of which none is allowed."""
-        self._add(f"{name}: number wrong", np.sum(np.asarray(wrong)), 0.5)
+        self._add(f"{name}: number wrong", np.sum(np.asarray(wrong)), 0.0)
 
     @property
     def worst(self) -> Comparison:

@@ -64,8 +64,8 @@ class Toy:
     ) -> Tensor:
         """Probability `[X]` of every sequence after ancestral steps along `times` and exact leftovers.
 
-        Written as the Markov chain over whole states of which each step is the product of its positions' laws: it shares
-        no line with the sampler. start: a state `[L]` with known tokens, all masked if not given.
+        Written as the Markov chain over whole states of which each step is the product of its positions' laws: it
+        shares no line with the sampler. start: a state `[L]` with known tokens, all masked if not given.
         """
         alpha = parse_schedule(schedule, eps=eps).alpha
         masked = self.states == self.mask

@@ -118,7 +118,7 @@ def test_discrete_time():
 
 
 def test_the_two_bounds_differ_by_the_offset():
-    """(continuous) - (mask count) = eps (L ln V - c_1 - c_L) + O(eps^2) nats an example, by quadrature at eps = 1e-3."""
+    """(continuous) - (mask count) = eps (L ln V - c_1 - c_L) + O(eps^2) nats, by quadrature at eps = 1e-3."""
     eps = 1e-3
     schedule = TOY.model("linear", eps).schedule
     continuous = quadrature(

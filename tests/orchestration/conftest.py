@@ -1,4 +1,4 @@
-"""Small real parts for the tests of this folder: a corpus, a configuration that trains in a second, one process group."""
+"""Small real parts for the tests of this folder: a corpus, a configuration that trains in a second, a process group."""
 
 import random
 from pathlib import Path

@@ -107,7 +107,7 @@ def test_damaged_files_are_named(tmp_path, text, expected):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="absent.yaml"):
+    with pytest.raises(UserError, match=r"absent\.yaml"):
         load(str(tmp_path / "absent.yaml"))
-    with pytest.raises(UserError, match="absent.yaml"):
+    with pytest.raises(UserError, match=r"absent\.yaml"):
         load("pydocs-tiny", file=tmp_path / "absent.yaml")

@@ -1,4 +1,4 @@
-"""The plan: when positions are revealed. Statistical tests reject a correct plan once in 1,000 seeds; seeds are fixed."""
+"""The plan: when positions are revealed. Statistical tests state their false-alarm rates; seeds are fixed."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ from tests.orchestration.small_run import LENGTH, write_run
 
 pytestmark = pytest.mark.ray
 
-CONFIG = ServingConfig(port=0, num_cpus=0.5, max_batch_size=4, batch_wait_ms=100, max_rows=8, max_count=8, max_queued=4)
+CONFIG = ServingConfig(port=0, num_cpus=0.5, max_batch_size=4, batch_wait_ms=100, max_rows=8, max_count=8, max_queued=8)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_long_bodies_are_refused_with_and_without_a_length(client):
 
 
 def test_more_than_it_can_hold_is_refused_and_the_rest_answered(client):
-    """4 in a batch, 4 gathering, 4 waiting: of 30 requests some are told to come back, none is lost."""
+    """4 in a batch, 4 gathering, 8 waiting: of 30 requests some are told to come back, none is lost."""
     body = {"count": 8, "steps": 10_000, "seed": 1}
 
     def ask(_: int) -> httpx.Response:
