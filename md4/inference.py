@@ -19,7 +19,7 @@ def logits(model: "MD4", z: Tensor, t: Tensor, labels: Tensor | None = None) -> 
     """Logits `[B, L, V]` float32 for masked tokens z `[B, L]` at times t `[B]`: each row as it would be alone.
 
     labels: classes `[B]`, for class-conditional models. The batch is filled up to a multiple of `ROW_MULTIPLE` with
-    copies of its first row. Bits are equal in any company for rows of one length, in float32 on a CPU; elsewhere nearly.
+    copies of its first row. Bits are equal in any company for rows of one length in float32 on a CPU, elsewhere nearly.
     """
     rows = z.shape[0]
     t = t.to(torch.float32)

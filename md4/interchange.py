@@ -151,7 +151,7 @@ def reference_config(meta: Mapping[str, Any]) -> ModelConfig:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file, nothing in it being unpickled. Raises UserError if it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None

@@ -46,10 +46,10 @@ def nelbo(
     estimator: str = "mask_count",
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Independent-noise estimates of the negative ELBO of whole examples, in nats: float64 `[B, draws]`.
+    """Estimates of the negative ELBO of whole examples, in nats: float64 `[B, draws]`.
 
-    tokens: `[B, L]` int64, without masks; ids: `[B]` the examples' numbers, which with `seed` name all noise, so that an
-    example's estimates don't depend on the batch it comes in; labels: classes `[B]` of class-conditional models.
+    tokens: `[B, L]` int64, without masks; ids: `[B]` the examples' numbers, which with `seed` name all noise, so that
+    an example's estimates don't depend on the batch it comes in; labels: classes `[B]` of class-conditional models.
 
     The draws of an example are stratified (its k-draws or times are an even grid with a random start of its own): their
     mean is unbiased and less noisy than that of independent draws, but its standard error must come from the spread

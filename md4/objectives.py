@@ -124,11 +124,11 @@ class MD4(nn.Module):
     def diffusion_nats(self, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The diffusion term `[B]` in nats for tokens [B, L] hidden as z [B, L] at used times t [B]."""
         logits = self.network(z, t, labels)
-        hidden_tokens = torch.where(z == self.mask_id, tokens, -100)
+        targets = torch.where(z == self.mask_id, tokens, IGNORED)
         nats = F.cross_entropy(
-            logits.flatten(0, 1).float(), hidden_tokens.flatten(), ignore_index=-100, reduction="none"
-        )
-        return -self.loss_weight(t).to(nats.dtype) * nats.view(z.shape).sum(1)
+            logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view_as(z)
+        return -self.loss_weight(t).to(nats.dtype) * nats.flatten(1).sum(1)
 
     def reconstruction(self, n_tokens: int) -> float:
         """The reconstruction term of an example of `n_tokens`, in nats: what is hidden at t = 0, guessed blindly."""

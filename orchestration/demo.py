@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 
 from orchestration.config import load
@@ -147,25 +148,24 @@ def summarise(run: Run, answer: dict[str, Any], seconds: float) -> dict[str, Any
 def show(summary: dict[str, Any]) -> None:
     after, bigram, trigram = (summary[key] for key in ("bits_per_char_after", "bigram_bits", "trigram_bits"))
     place = "below" if after < bigram else "NOT below"
-    _console.print(
-        Panel.fit(
-            f"bits per character   {summary['bits_per_char_before']:.3f} before, "
-            f"{after:.3f} ± {summary['standard_error']:.3f} after training (upper bound, unseen documents)\n"
-            f"the corpus's own     {summary['unigram_bits']:.3f} unigram, {bigram:.3f} bigram, {trigram:.3f} trigram\n"
-            f"                     {place} the bigram entropy; {after - trigram:+.3f} bits from the trigram's\n"
-            f"training             {summary['train_tokens_per_second']:,.0f} tokens/s, {summary['seconds']['train']:.0f} s\n"
-            f"a sample             {summary['sample'][:100]}\n"
-            f"holes                {HOLES}\n"
-            f"filled               {summary['infill']}\n"
-            f"everything is in     {RUN}/ (loss curve: {RUN}/reports/loss.png)\n\n"
-            f"next: md4 sample {RUN} --prompt 'import ______ from' --count 5\n"
-            f"      md4 train {PRESET} name=longer train.steps=4000     (or your own text: data.source=text data.path=FILE)\n"
-            f"      md4 config {PRESET}                                 (every setting)\n"
-            f"      md4 serve {RUN}",
-            title="what happened",
-        ),
-        markup=False,
-    )
+    seconds = summary["seconds"]["train"]
+    lines = [
+        f"bits per character   {summary['bits_per_char_before']:.3f} before training, "
+        f"{after:.3f} ± {summary['standard_error']:.3f} after (upper bound, unseen documents)",
+        f"the corpus's own     {summary['unigram_bits']:.3f} unigram, {bigram:.3f} bigram, {trigram:.3f} trigram",
+        f"                     {place} the bigram entropy; {after - trigram:+.3f} bits from the trigram's",
+        f"training             {summary['train_tokens_per_second']:,.0f} tokens/s, {seconds:.0f} s with start and stop",
+        f"a sample             {summary['sample'][:100]}",
+        f"holes                {HOLES}",
+        f"filled               {summary['infill']}",
+        f"everything is in     {RUN}/ (loss curve: {RUN}/reports/loss.png)",
+        "",
+        f"next: .venv/bin/md4 sample {RUN} --prompt 'import ______ from' --count 5",
+        f"      .venv/bin/md4 serve {RUN}",
+        f"      .venv/bin/md4 train {PRESET} name=longer train.steps=4000",
+        f"      .venv/bin/md4 train {PRESET} name=mine data.source=text data.path=FILE_OR_FOLDER",
+    ]
+    _console.print(Panel.fit(escape("\n".join(lines)), title="what happened"))
 
 
 if __name__ == "__main__":

@@ -82,9 +82,8 @@ def _use_gpu(config: Config) -> bool:
 
 
 def _fit(config: Config, run: Run, data: Path) -> dict[str, Any]:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from orchestration import worker
 

@@ -36,23 +36,35 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = Field("pydocs", description="where the text comes from: text (files) or pydocs (Python's own docs)")
-    path: str | None = Field(None, description="for the source text: a text file, or a folder of .txt and .md files")
-    vocabulary: str = Field("text8", description="how text becomes tokens: text8 (the 27 symbols a-z and space)")
-    length: int = Field(256, ge=8, le=65536, description="tokens of a row")
-    validation: float = Field(0.05, ge=0, lt=1, description="share of the documents that go to the split validation")
-    test: float = Field(0.05, ge=0, lt=1, description="share of the documents that go to the split test")
-    document_chars: int = Field(20_000, ge=100, description="longer documents are cut at white space, in characters")
+    source: str = Field(
+        default="pydocs", description="where the text comes from: text (files) or pydocs (Python's own docs)"
+    )
+    path: str | None = Field(
+        default=None, description="for the source text: a text file, or a folder of .txt and .md files"
+    )
+    vocabulary: str = Field(
+        default="text8", description="how text becomes tokens: text8 (the 27 symbols a-z and space)"
+    )
+    length: int = Field(default=256, ge=8, le=65536, description="tokens of a row")
+    validation: float = Field(
+        default=0.05, ge=0, lt=1, description="share of the documents that go to the split validation"
+    )
+    test: float = Field(default=0.05, ge=0, lt=1, description="share of the documents that go to the split test")
+    document_chars: int = Field(
+        default=20_000, ge=100, description="longer documents are cut at white space, in characters"
+    )
     part_bytes: int = Field(
-        2**22,
+        default=2**22,
         ge=1000,
         description="bytes of the corpus that one task prepares; each part drops the end of its last row",
     )
     rows_per_group: int = Field(
-        64, ge=1, le=65536, description="rows of a row group: what is read, and shuffled, at once"
+        default=64, ge=1, le=65536, description="rows of a row group: what is read, and shuffled, at once"
     )
-    rows_per_shard: int = Field(4096, ge=1, description="rows of a parquet file at most; a multiple of rows_per_group")
-    directory: str = Field("data", description="folder that the prepared set is put into")
+    rows_per_shard: int = Field(
+        default=4096, ge=1, description="rows of a parquet file at most; a multiple of rows_per_group"
+    )
+    directory: str = Field(default="data", description="folder that the prepared set is put into")
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":
@@ -106,10 +118,12 @@ def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path:
     reused = _run_parts(config, _digest(config, source), root, parts, report)
     if reused:
         report(f"data: {reused} of {len(parts)} parts were ready from before")
-    records = [_load_record(root, number) for number in range(len(parts))]
-    manifest = _manifest(config, source, words, root, [record for record in records if record])
+    records = [record for number in range(len(parts)) if (record := _load_record(root, number))]
+    if len(records) < len(parts):
+        raise RuntimeError(f"{len(parts) - len(records)} records of parts disappeared from {str(root / 'parts')!r}")
+    manifest = _manifest(config, source, words, root, records)
+    _remove_leftovers(root, manifest, len(parts))
     shards.write_atomically(root / shards.MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
-    _remove_leftovers(root)
     rows = ", ".join(f"{name} {split.rows:,} rows" for name, split in manifest.splits.items())
     report(f"data: ready in {time.monotonic() - started:.1f} s: {rows} of {config.length} tokens in {root}")
     return root
@@ -274,21 +288,13 @@ def _prepare_part(root: Path, number: int, digest: str, part: list[sources.Unit]
 
 
 def _write_shards(root: Path, split: str, number: int, rows: np.ndarray, config: DataConfig) -> list[Shard]:
-    written = [
+    most = config.rows_per_shard
+    return [
         shards.write_shard(
-            root,
-            f"{split}/{number:05d}-{index:04d}.parquet",
-            rows[start : start + config.rows_per_shard],
-            config.rows_per_group,
+            root, f"{split}/{number:05d}-{index:04d}.parquet", rows[start : start + most], config.rows_per_group
         )
-        for index, start in enumerate(range(0, len(rows), config.rows_per_shard))
+        for index, start in enumerate(range(0, len(rows), most))
     ]
-    # An earlier attempt, on a corpus that has since changed, may have left more shards than there are now.
-    kept = {shard.path for shard in written}
-    for file in (root / split).glob(f"{number:05d}-*.parquet"):
-        if f"{split}/{file.name}" not in kept:
-            file.unlink()
-    return written
 
 
 def cut(text: str, most: int) -> list[str]:
@@ -372,11 +378,14 @@ def _ngrams(root: Path, train: Split, size: int) -> shards.NGrams | None:
     return shards.NGrams(**ngrams.entropies(ngrams.count_trigrams(blocks, size)))
 
 
-def _remove_leftovers(root: Path) -> None:
-    """Delete temporary files of writers that were killed long ago."""
-    for file in root.rglob("*.tmp"):
-        try:
-            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
-                file.unlink()
-        except FileNotFoundError:
-            pass
+def _remove_leftovers(root: Path, manifest: Manifest, parts: int) -> None:
+    """Delete what interrupted attempts left, perhaps on a corpus that has changed since, and the set does not need."""
+    needed = {root / shard.path for split in manifest.splits.values() for shard in split.shards}
+    needed |= {_record_file(root, number) for number in range(parts)}
+    for folder in (*shards.SPLITS, "parts"):
+        for file in (root / folder).glob("*"):
+            # Another process may be at work here too, making the same files: leave those that it is writing.
+            if file.suffix == ".tmp" and time.time() - file.stat().st_mtime < _STALE_SECONDS:
+                continue
+            if file not in needed:
+                file.unlink(missing_ok=True)

@@ -122,7 +122,7 @@ class Manifest(_Record):
                 f"{str(root)!r} is not a prepared set: it has no {MANIFEST} (unfinished or wrong path)"
             ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"the manifest {str(file)!r} is damaged or unreadable: {error}") from error
+            raise _damaged_manifest(file, f"it cannot be read: {error}") from error
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise UserError(f"{str(file)!r} is not the manifest of a prepared set: its format is not {FORMAT!r}")
         if isinstance(raw.get("version"), int) and raw["version"] > VERSION:
@@ -133,10 +133,9 @@ class Manifest(_Record):
             manifest = cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"the manifest {str(file)!r} is damaged: {where}: {first['msg']}") from error
+            raise _damaged_manifest(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         if manifest.fingerprint != manifest.content_fingerprint():
-            raise UserError(f"the manifest {str(file)!r} is damaged: its fingerprint does not match its contents")
+            raise _damaged_manifest(file, "its fingerprint does not match its contents")
         return manifest
 
 
@@ -239,7 +238,7 @@ def _reading(root: Path, shard: Shard) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"shard {shard.path!r} of the prepared set {str(root)!r} is missing") from error
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise _damaged(root, shard, str(error).splitlines()[0]) from error
+        raise _damaged(root, shard, next(iter(str(error).splitlines()), type(error).__name__)) from error
 
 
 class ShardSet:
@@ -356,6 +355,12 @@ def verify(root: str | Path) -> Manifest:
             if not is_sound(Path(root), shard):
                 raise _damaged(Path(root), shard, "its sha256 is not the recorded one")
     return manifest
+
+
+def _damaged_manifest(file: Path, how: str) -> UserError:
+    return UserError(
+        f"the manifest {str(file)!r} is damaged: {how}. Remove it and prepare the set again: sound shards are kept"
+    )
 
 
 def _damaged(root: Path, shard: Shard, how: str) -> UserError:

@@ -32,7 +32,9 @@ from pipelines.ray_data import quiet, read_unit
 from pipelines.shards import ShardSet
 
 _Block = dict[str, np.ndarray]  # columns of examples
-_UNIT_BYTES = (2**20, 2**25)  # of tokens: smaller units are joined, larger ones cut
+# Windows are joined until a unit has this many bytes of tokens, or steps: a task has costs of its own.
+_UNIT_BYTES, _UNIT_STEPS = 2**20, 256
+_PLAN_STEPS = 1024  # at most, where steps have few bytes: the rows of a plan are worked out before it starts
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def batches(
     """Worker `rank`'s batches of steps `start..stop-1`, in order, read by at most `readers` tasks at a time.
 
     Reading begins at once, so whatever is done before the first batch is taken overlaps with it. About `ahead_bytes` of
-    tokens are read ahead, at least two units. UserError now if the set, the order or the world do not fit together, and
+    tokens are held at most, or two steps. UserError now if the set, the order or the world do not fit together, and
     later for a damaged shard; RuntimeError if Ray Data loses or misplaces a block.
     """
     if not 0 <= start <= stop:
@@ -92,10 +94,11 @@ class Stream(Iterator[Batch]):
         self._stop = stop
         self._slots = np.arange(first * order.slice_size, last * order.slice_size)
         step_bytes = len(self._slots) * shards.length * shards.dtype.itemsize
-        at_least, at_most = (max(1, size // step_bytes) for size in _UNIT_BYTES)
-        spans = order.units(start, stop, at_least, at_most)
+        plan_steps = min(_PLAN_STEPS, max(1, ahead_bytes // 2 // step_bytes))
+        enough = min(_UNIT_STEPS, max(1, _UNIT_BYTES // step_bytes))
+        spans = order.units(start, stop, min(enough, plan_steps), plan_steps)
         units = (_Unit(lo, order.rows_at(lo, hi, first, last)) for lo, hi in spans)
-        self._ahead = _ReadAhead(shards, units, max(1, ahead_bytes // 2 // step_bytes), readers)
+        self._ahead = _ReadAhead(shards, units, plan_steps, readers)
         self._batches = self._cut()
         _open_streams.add(self)
 
@@ -232,7 +235,7 @@ class _Running:
         dataset = ray.data.read_datasource(
             _Plan(shards, self.units),
             override_num_blocks=len(self.units),
-            concurrency=readers,
+            concurrency=min(readers, len(self.units)),
             # Reading takes no CPU of Ray's accounting: a training run may hold all of it, and would wait for itself.
             num_cpus=0,
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},

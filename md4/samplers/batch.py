@@ -63,6 +63,13 @@ class Job:
     settings: SamplingConfig
     labels: Tensor | None = None  # [B] int64, for class-conditional models
 
+    def __post_init__(self) -> None:
+        if self.canvas.ndim != 2 or 0 in self.canvas.shape:
+            raise UserError(f"a canvas has the shape [rows >= 1, length >= 1], not {list(self.canvas.shape)}")
+        for name, values in {"seeds": self.seeds, "labels": self.labels}.items():
+            if values is not None and values.shape != self.canvas.shape[:1]:
+                raise UserError(f"{len(self.canvas)} rows need as many {name}, not the shape {list(values.shape)}")
+
     def __len__(self) -> int:
         return self.canvas.shape[0]
 
@@ -106,26 +113,23 @@ class Batch:
         """Take in the rows of a job; `numbers` name them when they leave.
 
         Raises `UserError` if the canvas holds anything but tokens and the mask id, or is of another length than the
-        rows that are under way.
+        rows that are under way, or if only one of both has labels.
         """
-        canvas = job.canvas.to(self.device)
-        vocabulary = self.model.mask_id
-        if canvas.ndim != 2 or canvas.shape[1] < 1:
-            raise UserError(f"a canvas has the shape [rows, length >= 1], not {list(canvas.shape)}")
-        if bool(((canvas < 0) | (canvas > vocabulary)).any()):
-            raise UserError(f"a canvas holds tokens 0..{vocabulary - 1} and the mask id {vocabulary}")
-        if self._rows is not None and len(self) and self._rows.tokens.shape[1] != canvas.shape[1]:
-            raise UserError(f"rows of length {canvas.shape[1]} can't join rows of length {self._rows.tokens.shape[1]}")
-        if self._rows is not None and len(self) and bool((self._rows.label >= 0).all()) != (job.labels is not None):
-            raise UserError("rows with a class label can't share a batch with rows without one")
-        count, settings = canvas.shape[0], job.settings
+        canvas, settings, mask = job.canvas.to(self.device), job.settings, self.model.mask_id
+        if bool(((canvas < 0) | (canvas > mask)).any()):
+            raise UserError(f"a canvas holds tokens 0..{mask - 1} and the mask id {mask}")
+        if self._rows is not None:
+            length, labelled = self._rows.tokens.shape[1], bool((self._rows.label >= 0).all())
+            if canvas.shape[1] != length:
+                raise UserError(f"rows of length {canvas.shape[1]} can't join rows of length {length}")
+            if labelled != (job.labels is not None):
+                raise UserError("rows with a class label can't share a batch with rows without one")
         key = noise.derive(job.seeds.to(self.device), "sample")
-        unknown = canvas == vocabulary
-        plan = ancestral_plan(self.model.schedule, unknown, key, settings)
+        plan = ancestral_plan(self.model.schedule, canvas == mask, key, settings)
         greedy_from = settings.steps if settings.leftovers == "argmax" else torch.iinfo(torch.int64).max
 
         def every(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((count,), value, dtype=dtype, device=self.device)
+            return torch.full((len(job),), value, dtype=dtype, device=self.device)
 
         rows = Rows(
             number=torch.as_tensor(list(numbers), dtype=torch.int64, device=self.device),
@@ -149,13 +153,14 @@ class Batch:
         ended = ~(self._rows.tokens == self.model.mask_id).any(dim=1) | self._rows.broken
         if not bool(ended.any()):
             return None
-        out, self._rows = self._rows.select(ended), self._rows.select(~ended)
+        out = self._rows.select(ended)
+        self._rows = None if bool(ended.all()) else self._rows.select(~ended)
         return out
 
     def advance(self) -> None:
-        """One network call: every row makes its own next step. Ended rows must have left before."""
+        """One network call: every row makes its own next step."""
         rows = self._rows
-        if rows is None or not len(rows):
+        if rows is None:
             return
         masked = rows.tokens == self.model.mask_id
         call = Plan(rows.event, rows.time).next(masked)
@@ -174,7 +179,7 @@ class Batch:
         tokens = draw_tokens(logits, keys, rows.temperature[row], rows.top_p[row])
         greedy = event >= rows.greedy_from[row]
         rows.tokens[row, position] = torch.where(greedy, logits.argmax(dim=-1), tokens)
-        rows.calls += 1
+        rows.calls += masked.any(dim=1)
         self.network_calls += 1
 
 

@@ -34,11 +34,11 @@ class Plan:
     time: Tensor  # [B, L] float64, the same for all positions of one event
 
     def next(self, masked: Tensor) -> Call:
-        """The next call of rows of which `masked` `[B, L]` is still hidden (at least one position in each row)."""
+        """The next call of rows of which `masked` `[B, L]` is still hidden; full rows reveal nothing."""
         pending = torch.where(masked, self.event, _NEVER)
         event, first = pending.min(dim=1)
         return Call(
-            reveal=pending == event[:, None],
+            reveal=masked & (pending == event[:, None]),
             time=self.time.gather(1, first[:, None])[:, 0],
             event=event,
         )

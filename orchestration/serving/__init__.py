@@ -1,1 +1,1 @@
-"""Sampling over HTTP: `app` is the Ray Serve application, `config` what it can be told."""
+"""The sampling service: `config` is what it can be told, `messages` its HTTP bodies, `app` the Ray Serve deployment."""

@@ -17,22 +17,29 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import fastapi
 import torch
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from md4.errors import UserError
 from md4.samplers import Job, SamplingConfig
-from md4.samplers.settings import GridName, Steps, Temperature, TopP
 from orchestration import sampling
-from orchestration.sampling import SEED_LIMIT, Answer, Request, Sample
+from orchestration.sampling import Answer, Request
 from orchestration.serving.config import ServingConfig
+from orchestration.serving.messages import (
+    Health,
+    ModelFacts,
+    ModelInfo,
+    Problem,
+    SampleRequest,
+    SampleResponse,
+    Timings,
+)
 
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
@@ -40,77 +47,6 @@ if TYPE_CHECKING:
 NAME = "md4"  # of the Serve application
 MAX_BODY_BYTES = 1 << 18  # a prompt of some thousand characters, however it is escaped, is far smaller
 _RETRY_AFTER_S = 1
-
-
-class SampleRequest(BaseModel):
-    """What to write. A setting that is left out is the run's own (`GET /v1/model`)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    count: Annotated[int, Field(ge=1, description="samples wanted")] = 1
-    prompt: Annotated[
-        str | None,
-        Field(description="`_` for a position to fill; shorter than the canvas: the text's beginning; null: none"),
-    ] = None
-    length: Annotated[int | None, Field(ge=1, description="tokens of a text; null: the model's own length")] = None
-    seed: Annotated[
-        int | None,
-        Field(ge=0, lt=SEED_LIMIT, description="of the first sample, the others count up; null: a random one"),
-    ] = None
-    label: Annotated[int | None, Field(ge=0, description="class, for class-conditional models")] = None
-    order: Annotated[bool, Field(description="tell at which step each token was revealed")] = False
-    steps: Steps | None = None
-    grid: GridName | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-
-
-class ModelFacts(BaseModel):
-    """Which weights answered."""
-
-    hash: str = Field(description="of the weights")
-    step: int = Field(description="training step")
-
-
-class Timings(BaseModel):
-    """Milliseconds."""
-
-    queue_ms: float = Field(description="from the request's arrival at the replica until its batch started")
-    sample_ms: float = Field(description="of the batch that the request was part of")
-    total_ms: float = Field(description="from arrival to answer")
-
-
-class SampleResponse(BaseModel):
-    """Samples, and how they came about."""
-
-    samples: list[Sample]
-    model: ModelFacts
-    timings: Timings
-    calls: int = Field(description="network calls of the batch that the request was part of")
-    draws: int = Field(description="categorical draws made for this request")
-    draws_mode: str = Field(description="how tokens were drawn: exact, or a legacy form by name")
-    batch_requests: int = Field(description="requests in the batch, this one included")
-
-
-class ModelInfo(ModelFacts):
-    """What is served, and with which settings if a request names none."""
-
-    run: str
-    vocabulary: str
-    length: int
-    sampling: SamplingConfig
-    version: str = Field(description="of the program")
-
-
-class Health(BaseModel):
-    status: str
-    hash: str
-
-
-class Problem(BaseModel):
-    """Why a request was not answered."""
-
-    detail: str
 
 
 api = fastapi.FastAPI(
@@ -342,6 +278,8 @@ def serve_run(
 
 def free_port(host: str, port: int) -> int:
     """`port`, or any free one for 0, after a trial that it can be bound. Raises `UserError` naming it if it can't."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"port {port} does not exist; allowed are 1 to 65535, and 0 for any free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
         # As servers do: a port whose last connections are still fading away is not in use.

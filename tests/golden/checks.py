@@ -1,7 +1,7 @@
 """One check for each kind of vector file. A check fills a `Comparisons`, or raises: `Unsupported`, or UserError.
 
 Tolerances are those stated with the vectors, wider only where the reference's own float32 rounding asks for it. It
-forms M = 1 - alpha by a subtraction with an error of up to 2e-7, so what is divided by M is held to max(1e-4, 2e-7 / M):
+forms M = 1 - alpha by a subtraction that is off by up to 2e-7: what is divided by M is held to max(1e-4, 2e-7 / M);
 its cosine weight at t = 1e-6 is off by 1.2e-3. Its time features have angles off by up to 1.5e-7 x at x = 1000 t.
 """
 

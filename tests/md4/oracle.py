@@ -90,16 +90,16 @@ class Toy:
 
     def _reveal_one(self, probability: Tensor, mu: Tensor) -> Tensor:
         """One masked position, chosen uniformly, gets its token; full sequences stay."""
-        result = torch.zeros_like(probability)
-        for index, state in enumerate(self.states):
-            hidden = (state == self.mask).nonzero()[:, 0].tolist()
-            if not hidden:
-                result[index] += probability[index]
-            for position in hidden:
-                for token in range(self.vocabulary):
-                    after = state.clone()
-                    after[position] = token
-                    result[self.state_index(after)] += probability[index] * mu[index, position, token] / len(hidden)
+        hidden = self.states == self.mask
+        result = torch.where(hidden.any(dim=1), 0.0, probability)
+        share = probability / hidden.sum(dim=1).clamp(min=1)
+        index = torch.arange(len(self.states))
+        for position in range(self.length):
+            digit = (self.vocabulary + 1) ** (self.length - 1 - position)
+            here = hidden[:, position]
+            for token in range(self.vocabulary):
+                after = index[here] + (token - self.mask) * digit
+                result.index_add_(0, after, share[here] * mu[here, position, token])
         return result
 
 

@@ -144,7 +144,7 @@ def test_strata_cover_every_count():
 
     class Counter(torch.nn.Module):
         def forward(self, z, t, labels=None):
-            seen.append((z == 3).sum(dim=1))
+            seen.append((z == 3).sum(dim=1)[:50])  # without the rows that fill the batch up
             return torch.zeros(*z.shape, 3)
 
     model = TOY.model()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from md4 import noise
-from md4.networks.conditioning import timestep_embedding
+from md4.networks.conditioning import Conditioning, timestep_embedding
 from md4.networks.transformer import ChannelDropout, Transformer, TransformerConfig, attend, rotate, rotations
 
 SMALL = {"feature_dim": 8, "heads": 3, "layers": 2}
@@ -68,7 +68,7 @@ def test_blocks_start_as_the_identity_with_adaln_zero_only():
 
 
 def test_initial_weights_have_the_stated_distribution():
-    """Deviations to 2 % (at least 16k values: 4 sampling deviations); truncation at two deviations of the parent law."""
+    """Deviations to 2.5 % (4 sampling deviations of 16k values); truncation at two deviations of the parent law."""
     config = TransformerConfig(feature_dim=32, heads=4, layers=8, conditioning="adaln", outside_embed=False)
     net = Transformer(config, 500, 600)
     net.initialise(3)
@@ -168,6 +168,17 @@ def test_time_features():
     assert torch.allclose(features[:, 1] ** 2 + features[:, 4] ** 2, torch.ones(3))
     assert torch.allclose(features[:, 1], (x / 100).sin(), atol=1e-6)
     assert (features[:, 6] == 0).all()
+
+
+def test_the_time_comes_before_the_class_in_the_conditioning():
+    """The order that the columns of the reference's weights stand in."""
+    conditioning = Conditioning(8, classes=3, time_input=True)
+    t, labels = torch.tensor([0.1, 0.9]), torch.tensor([2, 2])
+    with torch.no_grad():
+        assert not torch.allclose(*conditioning(t, labels))
+        conditioning.dense_in.weight[:, :8] = 0
+        assert torch.equal(*conditioning(t, labels))
+        assert not torch.allclose(*conditioning(t, torch.tensor([2, 0])))
 
 
 def test_rotation_turns_interleaved_pairs():
@@ -279,7 +290,7 @@ def test_channel_dropout_shares_its_draw_over_positions():
 
 
 def test_attention_probabilities_are_dropped_one_by_one():
-    """With v = identity the output is the probabilities. 16 x 4 x 32 x 32 of them; 5 standard deviations, fixed seed."""
+    """With v = identity the output is the probabilities: 65,536 of them, to 5 standard deviations, fixed seed."""
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         q = torch.zeros(16, 4, 32, 32, dtype=dtype)

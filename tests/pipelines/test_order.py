@@ -66,14 +66,14 @@ def test_every_cut_gives_the_same_batches(order, start, steps, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(orders())
 def test_every_epoch_is_a_permutation_long(order):
     assert_every_epoch_is_a_permutation(order)
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(orders(), st.integers(0, 10**9), st.integers(1, 60), st.data())
 def test_every_cut_gives_the_same_batches_long(order, start, steps, data):
     assert_every_cut_is_the_same(order, start, steps, data)

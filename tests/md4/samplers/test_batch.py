@@ -86,6 +86,18 @@ def test_leftovers_matter_and_have_two_named_forms():
     assert (exact.mode, argmax.mode) == ("exact", "exact, argmax leftovers")
 
 
+def test_argmax_leftovers_are_the_most_probable_tokens_of_one_call():
+    """What is left after one step, a fifth of all, is what the network finds most probable at t = 0."""
+    model = TOY.model("linear", 0.2, timed=True)
+    job = Job(torch.full((200, 4), TOY.mask), torch.arange(200), SamplingConfig(steps=1, leftovers="argmax"))
+    (samples,) = samplers.run(model, [job], batch_size=200)
+    left = samples.event == 1
+    assert 100 < left.sum() < 300
+    expected = model.logits(torch.where(left, TOY.mask, samples.tokens), torch.zeros(200)).argmax(dim=2)
+    assert torch.equal(samples.tokens[left], expected[left])
+    assert samples.calls.max() == 2
+
+
 def test_infilling_follows_its_enumerated_law():
     """Two known tokens; false-alarm rate 1e-3. The known ones stand, the others follow the chain started there."""
     start = torch.tensor([TOY.mask, 1, TOY.mask, 2])
@@ -175,6 +187,26 @@ def test_a_full_canvas_needs_no_call_and_no_rows_no_result():
     assert samplers.run(model, []) == []
 
 
+def test_a_full_row_may_stay_while_others_advance():
+    batch = Batch(transformer())
+    canvas = torch.tensor([[5, 1, 2, 9], [0, 27, 27, 27]])
+    batch.join(Job(canvas, torch.tensor([1, 2]), SamplingConfig(steps=1)), [10, 11])
+    batch.advance()
+    ended = batch.leave()
+    assert ended is not None
+    assert ended.number.tolist() == [10, 11]
+    assert torch.equal(ended.tokens[0], canvas[0])
+    assert ended.calls.tolist() == [0, 1]
+    assert len(batch) == 0
+
+
+def test_labels_do_not_mix_with_rows_without():
+    batch = Batch(TOY.model())
+    batch.join(Job(torch.full((1, 4), 3), torch.tensor([0]), SamplingConfig()), [0])
+    with pytest.raises(UserError, match="class label"):
+        batch.join(Job(torch.full((1, 4), 3), torch.tensor([0]), SamplingConfig(), torch.tensor([1])), [1])
+
+
 def test_rows_join_between_calls():
     """A row that joins when others are half done gets its own tokens, and so do they."""
     model, jobs = transformer(), mixed_jobs()
@@ -219,12 +251,17 @@ def test_a_row_with_nan_ends_alone():
 
 @pytest.mark.parametrize(
     ("canvas", "message"),
-    [([[0, 1, 2, 4]], "0..2 and the mask id 3"), ([[-1, 0, 0, 0]], "mask id"), ([[]], "length >= 1")],
+    [
+        ([[0, 1, 2, 4]], "0..2 and the mask id 3"),
+        ([[-1, 0, 0, 0]], "mask id"),
+        ([[]], "length >= 1"),
+        ([3, 3], "rows >= 1"),
+        ([[3, 3], [3, 3]], "2 rows need as many seeds"),
+    ],
 )
 def test_a_bad_canvas_is_refused(canvas, message):
-    job = Job(torch.tensor(canvas, dtype=torch.int64), torch.tensor([0]), SamplingConfig())
     with pytest.raises(UserError, match=message):
-        samplers.run(TOY.model(), [job])
+        samplers.run(TOY.model(), [Job(torch.tensor(canvas, dtype=torch.int64), torch.tensor([0]), SamplingConfig())])
 
 
 def test_lengths_do_not_mix_and_batches_are_not_empty():

@@ -122,8 +122,20 @@ def test_bad_requests_are_named(client, body, message):
     assert message in response.json()["detail"]
 
 
-@pytest.mark.parametrize("content", [b'{"count": 1', b"", b"\xff\xfe", b"null", b'{"temperature": NaN}'])
-def test_bodies_that_are_not_json_objects(client, content):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"count": 1',
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b'{"temperature": NaN}',
+        b'{"prompt": "\\ud800"}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+    ],
+)
+def test_bodies_that_are_not_proper_json(client, content):
     response = client.post("/v1/samples", content=content, headers={"content-type": "application/json"})
     assert response.status_code in (400, 422)
     assert response.json()["detail"]
@@ -174,6 +186,12 @@ def test_a_port_in_use_is_named(run):
         with pytest.raises(UserError, match=rf"127\.0\.0\.1, port {port}: Address already in use"):
             app.serve_run(run, ServingConfig(port=port))
     assert app.free_port("127.0.0.1", port) == port
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 65536), ("127.0.0.1", -1), ("no such host", 80)])
+def test_a_place_that_does_not_exist_is_named(host, port):
+    with pytest.raises(UserError, match=str(port)):
+        app.free_port(host, port)
 
 
 def test_a_second_service_is_refused(server, run):

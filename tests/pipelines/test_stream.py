@@ -1,0 +1,132 @@
+"""The stream through a real Ray, against what `Order` and `ShardSet` say it should be."""
+
+import time
+
+import numpy as np
+import pytest
+import ray
+
+from md4.errors import UserError
+from pipelines.order import Order, share
+from pipelines.shards import ShardSet
+from pipelines.stream import Batch, batches
+from tests.pipelines.small import some_rows, write_set
+
+pytestmark = pytest.mark.ray
+
+ROWS, LENGTH, GROUP = 500, 16, 8
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("set")
+    write_set(root, np.split(some_rows(ROWS, LENGTH), [133, 300]), GROUP)
+    return root
+
+
+def order_of(prepared, seed: int = 1) -> Order:
+    return Order.of(ShardSet(prepared), batch_size=32, slices=8, seed=seed, mixing=4)
+
+
+def assert_right(got: list[Batch], prepared, order: Order, start: int, stop: int, rank: int, world: int) -> None:
+    shards = ShardSet(prepared)
+    first, last = share(rank, world, order.slices)
+    assert [batch.step for batch in got] == list(range(start, stop))
+    for batch in got:
+        ids = order.rows_at(batch.step, batch.step + 1, first, last).ravel()
+        assert np.array_equal(batch.slots, np.arange(first * 4, last * 4))
+        assert np.array_equal(batch.rows, ids)
+        assert np.array_equal(batch.tokens, shards.read(ids))
+        assert batch.tokens.dtype == batch.rows.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "rank", "world"),
+    [(0, 50, 0, 1), (0, 50, 0, 2), (0, 50, 1, 2), (37, 60, 1, 2), (10**6, 10**6 + 9, 0, 1)],
+)
+def test_batches_are_those_of_the_order(ray_cluster, prepared, start, stop, rank, world):
+    """Over several epochs of 15 5/8 steps, so with steps that lie across their borders."""
+    order = order_of(prepared)
+    got = list(batches(prepared, "train", order, start, stop, rank, world))
+    assert_right(got, prepared, order, start, stop, rank, world)
+    assert all(batch.tokens.flags.writeable for batch in got)  # torch takes them without a copy and without a warning
+
+
+def test_many_small_plans(ray_cluster, prepared):
+    """With memory for no more than a few steps, the plans follow each other without a gap."""
+    order = order_of(prepared)
+    got = list(batches(prepared, "train", order, 3, 40, 0, 1, ahead_bytes=8 * 32 * LENGTH, readers=2))
+    assert_right(got, prepared, order, 3, 40, 0, 1)
+
+
+def test_no_steps(ray_cluster, prepared):
+    assert list(batches(prepared, "train", order_of(prepared), 7, 7, 0, 1)) == []
+
+
+@ray.remote
+def take(prepared, order: Order, stop: int, rank: int, world: int) -> list[Batch]:
+    """Stands for a training worker: takes its batches inside of Ray."""
+    return list(batches(prepared, "train", order, 0, stop, rank, world))
+
+
+def test_a_worker_that_holds_every_cpu(ray_cluster, prepared):
+    """Reading must not wait for CPUs that the training will not give back."""
+    order = order_of(prepared)
+    worker = take.options(num_cpus=ray.cluster_resources()["CPU"])
+    got = ray.get(worker.remote(prepared, order, 20, 1, 2), timeout=120)
+    assert_right(got, prepared, order, 0, 20, 1, 2)
+
+
+def test_reading_ahead_is_bounded(ray_cluster, tmp_path):
+    """Damage done to the shards after the first batch is met soon: what was read before then is all that comes."""
+    rows = some_rows(400, LENGTH)
+    write_set(tmp_path, [rows], GROUP)
+    order = order_of(tmp_path)
+    stream = batches(tmp_path, "train", order, 0, 2000, 0, 1, ahead_bytes=40 * 32 * LENGTH)
+    got = [next(stream)]
+    time.sleep(2)  # for the reading that is allowed
+    shard = next((tmp_path / "train").iterdir())
+    size = shard.stat().st_size
+    with open(shard, "r+b") as file:
+        file.write(bytes(size // 2))
+    with pytest.raises(UserError, match=r"shard 'train/00000-0000.parquet' .* is damaged"):
+        got.extend(stream)
+    write_set(tmp_path, [rows], GROUP)
+    assert 20 <= len(got) < 100
+    assert_right(got, tmp_path, order, 0, len(got), 0, 1)
+
+
+def test_a_damaged_shard_is_named(ray_cluster, tmp_path):
+    write_set(tmp_path, np.split(some_rows(200, LENGTH), [100]), GROUP)
+    shard = sorted((tmp_path / "train").iterdir())[1]
+    data = bytearray(shard.read_bytes())
+    data[50] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"^shard 'train/00001-0000.parquet' .* is damaged"):
+        list(batches(tmp_path, "train", order_of(tmp_path), 0, 20, 0, 1))
+
+
+def test_a_stream_can_be_left(ray_cluster, prepared):
+    """Closed after some batches, or before the first, it leaves nothing that hinders the next."""
+    order = order_of(prepared)
+    stream = batches(prepared, "train", order, 0, 10**6, 0, 1)
+    assert next(stream).step == 0
+    stream.close()
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+    batches(prepared, "train", order, 0, 10**6, 0, 1).close()
+    assert_right(list(batches(prepared, "train", order, 0, 5, 0, 1)), prepared, order, 0, 5, 0, 1)
+
+
+def test_what_does_not_fit_together_is_refused_at_once(ray_cluster, prepared, tmp_path):
+    order = order_of(prepared)
+    with pytest.raises(UserError, match="3 workers cannot share a batch of 8 slices"):
+        batches(prepared, "train", order, 0, 10, 0, 3)
+    write_set(tmp_path, [some_rows(300, LENGTH)], GROUP)
+    with pytest.raises(UserError, match=r"order is for 500 rows .* has 300 rows"):
+        batches(tmp_path, "train", order, 0, 10, 0, 1)
+    with pytest.raises(UserError, match="not a prepared set"):
+        batches(tmp_path / "nowhere", "train", order, 0, 10, 0, 1)
+    with pytest.raises(ValueError, match="got 5 and 4"):
+        batches(prepared, "train", order, 5, 4, 0, 1)
