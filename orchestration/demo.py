@@ -21,8 +21,6 @@ from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.markup import escape
-from rich.panel import Panel
 
 from orchestration.config import load
 from orchestration.curves import draw_loss
@@ -33,7 +31,7 @@ from pipelines.shards import Manifest
 PRESET, RUN = "pydocs-tiny", Path("runs/demo")
 HOLES = "the function returns a ______ of ____ elements"
 SEED = 7
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 _seconds: dict[str, float] = {}
 
 
@@ -165,7 +163,8 @@ def show(summary: dict[str, Any]) -> None:
         f"      .venv/bin/md4 train {PRESET} name=longer train.steps=4000",
         f"      .venv/bin/md4 train {PRESET} name=mine data.source=text data.path=FILE_OR_FOLDER",
     ]
-    _console.print(Panel.fit(escape("\n".join(lines)), title="what happened"))
+    _console.rule("[bold]what happened")
+    _console.print("\n".join(lines), markup=False)
 
 
 if __name__ == "__main__":

@@ -134,11 +134,12 @@ class _Training:
     def fit(self) -> int:
         """Train to the last step; returns it."""
         train, every = self.config.train, self.config.checkpoint.every
-        if self.step == 0:
+        order = Order.of(self.shards, train.batch_size, train.slices, self.seed)
+        # Reading starts here and goes on beside the first evaluation.
+        stream = batches(self.data, "train", order, self.step, train.steps, self.rank, self.world)
+        if self.step == 0 and self.config.evaluation.every:
             self._evaluate()
         saved = self.step
-        order = Order.of(self.shards, train.batch_size, train.slices, self.seed)
-        stream = batches(self.data, "train", order, self.step, train.steps, self.rank, self.world)
         self.meter.restart()
         for batch in stream:
             self._update(batch)
@@ -149,6 +150,7 @@ class _Training:
             if self._due(every):
                 self._save()
                 saved = self.step
+        stream.close()
         if saved != self.step:
             self._save()
         if self.rank == 0:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestration.cluster import cluster
+from orchestration.cluster import ENVIRONMENT, cluster
 from orchestration.config import load
 from orchestration.runs import Run
 from orchestration.train import train
@@ -37,8 +37,9 @@ def bare(data: Path, workers: int) -> float:
     if workers > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     command += ["-m", "tests.benchmarks.bare_loop", PRESET, str(data), str(workers), str(STEPS)]
+    malloc = {name: value for name, value in ENVIRONMENT.items() if name.startswith("MALLOC")}  # as our workers have
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
+        command, env={**os.environ, **malloc, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
     )
     return statistics.median(json.loads(done.stdout.splitlines()[-1])[SKIP:])
 

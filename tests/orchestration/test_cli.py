@@ -56,7 +56,9 @@ def test_a_stranger_among_the_packages_is_named(tmp_path):
     intruder = tmp_path / "pipelines"
     intruder.mkdir()
     (intruder / "__init__.py").write_text("")
-    done = md4("config", "text8", PYTHONPATH=str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = md4("config", "text8", cwd=elsewhere, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr
     assert "'pipelines'" in done.stderr

@@ -42,7 +42,7 @@ def test_layers_override_in_order(tmp_path):
     file.write_text("train: {steps: 7, workers: 4}\n")
     config = load("pydocs-tiny", ["train.steps=9"], file)
     assert (config.train.steps, config.train.workers) == (9, 4)
-    assert config.train.batch_size == 64  # the preset's own
+    assert config.train.batch_size == 128  # the preset's own
 
 
 def test_a_preset_can_be_a_file(tmp_path):
@@ -64,8 +64,8 @@ def test_a_preset_can_be_a_file(tmp_path):
         (["train.workers=16"], ["train.workers=16", "train.slices=8"]),
         (["train.workers=3"], ["train.workers=3", "[1, 2, 4, 8]"]),
         (["train.batch_size=60"], ["train.batch_size=60", "train.slices=8"]),
-        (["train.micro_batch=5"], ["train.micro_batch=5", "32 rows"]),
-        (["model.length=64"], ["model.length=64", "data.length=256"]),
+        (["train.micro_batch=5"], ["train.micro_batch=5", "64 rows"]),
+        (["model.length=32"], ["model.length=32", "data.length=64"]),
         (["name=../up"], ["name='../up'"]),
         (["optimizer.beta2=1.5"], ["optimizer.beta2=1.5", "less than 1"]),
         (["train.steps"], ["'train.steps'", "key=value"]),
