@@ -21,7 +21,6 @@ import psutil
 
 from orchestration.cluster import ENVIRONMENT, cluster
 from orchestration.config import load
-from orchestration.runs import Run
 from orchestration.train import train
 from pipelines.prepare import prepare
 from tests.benchmarks.bare_loop import WINDOW
@@ -67,19 +66,18 @@ class _Scale(threading.Thread):
         self.path, self.result = run, {}
 
     def run(self) -> None:
-        began = None
-        while True:
-            time.sleep(0.2)
-            if not (self.path / "metrics.jsonl").exists():
-                continue
-            steps = [row["step"] for row in Run(self.path).metrics("train")]
-            if steps and steps[-1] >= SKIP * WINDOW and began is None:
-                began, before = time.perf_counter(), self._seconds()
-                memory = sum(p.memory_full_info().uss for p in self._processes())
-            if steps and steps[-1] >= STEPS - WINDOW and began is not None:
-                wall = time.perf_counter() - began
-                self.result = {"cpu_cores": (self._seconds() - before) / wall, "private_mb": memory / 2**20}
-                return
+        self._wait_for_lines(SKIP)
+        began, before = time.perf_counter(), self._seconds()
+        self._wait_for_lines(STEPS // WINDOW - 2)
+        wall, spent = time.perf_counter() - began, self._seconds() - before
+        memory = sum(p.memory_full_info().uss for p in self._processes())
+        self.result = {"cpu_cores": spent / wall, "private_mb": memory / 2**20}
+
+    def _wait_for_lines(self, count: int) -> None:
+        """Until the run has written `count` lines of training metrics. Looks once a second, to weigh little itself."""
+        file = self.path / "metrics.jsonl"
+        while not file.exists() or file.read_text().count('"kind": "train"') < count:
+            time.sleep(1)
 
     @staticmethod
     def _processes() -> list[psutil.Process]:
