@@ -12,6 +12,11 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cheapest first: what needs Ray comes last, so that it runs in one stretch on one cluster."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A local Ray with 4 logical CPUs, shared by all tests marked `ray`; ended with the test run."""
