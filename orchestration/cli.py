@@ -43,9 +43,11 @@ def prepare(preset: Preset, overrides: Overrides = None, config: File = None) ->
     """Turn documents into shards of tokens, resumably."""
     from orchestration.cluster import cluster
     from orchestration.config import load
+    from pipelines.prepare import check
     from pipelines.prepare import prepare as run
 
     settings = load(preset, overrides or (), config)
+    check(settings.data)
     with cluster(num_cpus=os.cpu_count() or 1):
         path = run(settings.data, say)
     say(f"prepared: {path}")
@@ -72,7 +74,11 @@ def train(
         say(settings.to_yaml())
         say("nothing was started (--dry-run)")
         return
-    outcome = run(settings, resume=resume, report=say)
+    try:
+        outcome = run(settings, resume=resume, report=say)
+    except KeyboardInterrupt:
+        say("stopped: the same command with --resume continues from the last checkpoint")
+        raise
     say(f"done: step {outcome.step} after {outcome.seconds:.0f} s; {outcome.run.path}")
 
 
@@ -165,7 +171,7 @@ def serve(
     config = config.model_copy(update={k: v for k, v in {"host": host, "port": port}.items() if v is not None})
     free_port(config.host, config.port)  # said at once, not after half a minute
     # As many logical CPUs as the replicas ask for; Serve's own actors ask for none.
-    with cluster(num_cpus=max(os.cpu_count() or 1, math.ceil(config.replicas * config.num_cpus))):
+    with cluster(num_cpus=max(os.cpu_count() or 1, math.ceil(config.replicas * config.num_cpus))) as own:
         server = serve_run(run, config)
         say(f"serving {run} at {server.url} (POST /v1/samples, description at {server.url}/docs); Ctrl-C ends it")
         stop = threading.Event()
@@ -173,7 +179,7 @@ def serve(
             signal.signal(number, lambda *_: stop.set())
         stop.wait()
         say("stopping")
-        server.stop()
+        server.stop(cluster_ends=own)
 
 
 def main() -> None:
@@ -189,7 +195,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        print("md4: interrupted; `md4 train ... --resume` continues a run from its last checkpoint", file=sys.stderr)
+        print("md4: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -65,18 +65,18 @@ def join(address: str) -> None:
 
 
 @contextmanager
-def cluster(num_cpus: int) -> Iterator[None]:
+def cluster(num_cpus: int) -> Iterator[bool]:
     """Ray for the length of a command: the one already running in this process, else the cluster that RAY_ADDRESS
-    names, else a private local one, which ends with the command."""
+    names, else a private local one. Gives whether it is that last one, which ends with the command."""
     _set_environment()
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = os.environ.get("RAY_ADDRESS")
     join(address) if address else start_local(num_cpus)
     try:
-        yield
+        yield not address
     finally:
         ray.shutdown()

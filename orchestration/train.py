@@ -15,6 +15,7 @@ from orchestration import checkpoints
 from orchestration.cluster import cluster
 from orchestration.config import Config
 from orchestration.runs import Run
+from pipelines.prepare import check as check_corpus
 from pipelines.prepare import prepare
 from pipelines.shards import ShardSet
 
@@ -32,6 +33,7 @@ def check(config: Config, resume: bool, report: Report) -> None:
     """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
+    check_corpus(config.data)
     parameters = count_parameters(config.model)
     share = config.train.batch_size // config.train.workers
     report(

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.data
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from md4.errors import UserError
 from pipelines import ngrams, shards, sources
-from pipelines.ray_data import quiet
 from pipelines.shards import Manifest, Shard, SourceFacts, Split
 from pipelines.vocabularies import Vocabulary, vocabulary
 
@@ -97,6 +95,12 @@ def prepared_path(config: DataConfig) -> Path:
     source = sources.open_source(config.source, config.path)
     name = f"{source.label}-{config.vocabulary}-{config.length}-{_digest(config, source)[:8]}"
     return Path(config.directory, name)
+
+
+def check(config: DataConfig) -> None:
+    """UserError if there is neither a prepared set nor a corpus to make it from. Needs no Ray, reads no text."""
+    if not (prepared_path(config) / shards.MANIFEST).exists():
+        sources.open_source(config.source, config.path).list_units(config.part_bytes)
 
 
 def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path:
@@ -197,6 +201,11 @@ def _run_parts(
 ) -> int:
     """Have every part prepared, and return how many of them were ready before. UserError as soon as one has failed."""
     work = functools.partial(_part_task, config=config, digest=digest, root=str(root.absolute()), parts=parts)
+    # Imported where Ray is needed: reading a configuration should not take a second longer.
+    import ray.data
+
+    from pipelines.ray_data import quiet
+
     dataset = ray.data.from_items([{"part": number} for number in range(len(parts))], override_num_blocks=len(parts))
     reused = 0
     with _progress(sum(unit.size for part in parts for unit in part)) as advance:

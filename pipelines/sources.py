@@ -71,11 +71,11 @@ def open_source(kind: str, path: str | None) -> Source:
     """
     if kind == "pydocs":
         if path is not None:
-            raise UserError(f"data path {path!r}: the source 'pydocs' is found in the running Python and takes no path")
+            raise UserError(f"data.path={path!r}: the source 'pydocs' is found in the running Python and takes no path")
         return Source("pydocs", "pydocs", f"Python {sys.version.split()[0]}", lambda _: _list_pydocs())
     if kind == "text":
         if path is None:
-            raise UserError("data path: the source 'text' needs the path of a text file or of a folder of text files")
+            raise UserError("data.path is missing: the source 'text' needs a text file or a folder of text files")
         root = Path(path).expanduser().absolute()
         label = re.sub(r"[^A-Za-z0-9._]+", "-", root.stem).strip("-.") or "text"
         return Source("text", label, os.path.normpath(root), lambda piece: _list_text(root, piece))
@@ -98,7 +98,7 @@ def read(unit: Unit) -> Reading:
 
 def _list_text(root: Path, piece: int) -> list[Unit]:
     if not root.exists():
-        raise UserError(f"data path {str(root)!r} does not exist; it must be a text file or a folder of text files")
+        raise UserError(f"data.path={str(root)!r} does not exist; it must be a text file or a folder of text files")
     if root.is_dir():
         files = sorted(_walk(root))
         if not files:

@@ -213,9 +213,16 @@ class Server:
 
     url: str
 
-    def stop(self) -> None:
-        """End the service and Ray Serve with it; requests under way are answered first."""
-        serve.shutdown()
+    def stop(self, cluster_ends: bool = False) -> None:
+        """End the service and Ray Serve with it; requests under way are answered first.
+
+        cluster_ends: the Ray cluster itself is ended next and takes Serve's own actors with it; ending them one by one
+        before makes Ray complain of an actor that ends itself.
+        """
+        if cluster_ends:
+            serve.delete(NAME)
+        else:
+            serve.shutdown()
 
 
 def application(

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from orchestration.cli import main
+
 
 def md4(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from orchestration.cli import main; main()", *arguments]
@@ -21,11 +23,13 @@ def test_config_prints_the_resolved_tree_and_the_size():
     assert "parameters: 88,734,272" in done.stdout
 
 
-def test_dry_run_checks_everything_and_starts_nothing(tmp_path):
-    done = md4("train", "pydocs-tiny", "--dry-run", f"runs={tmp_path}/runs", f"data.directory={tmp_path}/data")
-    assert done.returncode == 0, done.stderr
-    assert "929,568 parameters" in done.stdout
-    assert "nothing was started" in done.stdout
+def test_dry_run_checks_everything_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    overrides = [f"runs={tmp_path}/runs", f"data.directory={tmp_path}/data"]
+    monkeypatch.setattr(sys, "argv", ["md4", "train", "pydocs-tiny", "--dry-run", *overrides])
+    main()
+    said = capsys.readouterr().out
+    assert "929,568 parameters" in said
+    assert "nothing was started" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -44,11 +48,15 @@ def test_dry_run_checks_everything_and_starts_nothing(tmp_path):
         (["trian"], "Did you mean 'train'"),
     ],
 )
-def test_mistakes_are_one_message_and_exit_code_2(tmp_path, arguments, expected):
-    done = md4(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_are_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["md4", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert expected in said
+    assert "Traceback" not in said
     assert not (tmp_path / "runs").exists()
 
 

@@ -69,7 +69,7 @@ def test_a_changed_file_has_another_hash(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "path", "message"),
     [
-        ("text", None, "needs the path"),
+        ("text", None, "needs a text file or a folder"),
         ("text", "/no/such/corpus", "'/no/such/corpus' does not exist"),
         ("pydocs", "/tmp", "takes no path"),
         ("pydoc", None, "unknown data source 'pydoc'.*did you mean 'pydocs'"),
