@@ -23,7 +23,7 @@ from md4.errors import UserError
 from md4.interchange import from_reference, read_arrays, reference_config
 from md4.model import build
 from md4.networks.conditioning import timestep_embedding
-from md4.objectives import MD4, antithetic
+from md4.objectives import MD4, antithetic, bits_per_token
 from md4.samplers.ancestral import reveal_probability
 from md4.samplers.draws import filter_top_p
 from md4.samplers.grids import time_grid
@@ -248,7 +248,7 @@ def check_md4_loss(file: Vectors, compare: Comparisons) -> None:
     theirs = file["loss_diff_per_example_nats"]
     compare.close("loss_diff_per_example_nats", nats, theirs, tolerance, floor=0, widen=widen)
     length = tokens.shape[1]
-    loss = model.bits_per_token(nats, length).mean()
+    loss = bits_per_token(nats + model.reconstruction(length) + model.prior(length), length).mean()
     widen = float(np.max(widen))
     compare.close("out:loss", loss, file["out:loss"], tolerance, floor=0, widen=widen)
     parts = {"out:loss_recon": model.reconstruction(length), "out:loss_prior": model.prior(length)}
@@ -343,7 +343,8 @@ def check_trajectory(file: Vectors, compare: Comparisons) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         nats = model.diffusion_nats(tokens[step], z[step], t[step], file.labels)
-        loss = model.bits_per_token(nats, tokens.shape[-1]).mean()
+        length = tokens.shape[-1]
+        loss = bits_per_token(nats + model.reconstruction(length) + model.prior(length), length).mean()
         optimizer.zero_grad()
         loss.backward()
         if file.meta.get("clip"):

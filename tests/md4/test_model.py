@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from md4.model import ModelConfig, build, count_parameters, skeleton
 from md4.networks.transformer import TransformerConfig
-from md4.objectives import global_times, mask_uniforms
+from md4.objectives import bits_per_token
 
 TEXT8 = {"vocab_size": 27, "length": 256}
 OWT = {"vocab_size": 50257, "length": 1024}
@@ -54,10 +54,7 @@ def test_an_untrained_model_codes_a_token_in_log2_v_bits():
     with torch.no_grad():
         bits = torch.stack(
             [
-                model.bits_per_token(
-                    model(tokens, global_times(0, k, slots, 32, 4), mask_uniforms(0, k, slots, SMALL.length)),
-                    SMALL.length,
-                ).mean()
+                bits_per_token(model(tokens, **model.noise(0, k, slots, 32, 4, SMALL.length)).bound, SMALL.length).mean()
                 for k in range(64)
             ]
         )
