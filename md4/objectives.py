@@ -78,7 +78,8 @@ class MaskedDiffusion(nn.Module, ABC):
     """A network, and a rule by which tokens are hidden from it.
 
     Args:
-        network: `network(z [B, L], t [B], labels [B] | None)` -> float32 logits `[B, L, vocab_size]`.
+        network: `network(z [B, L], t [B], labels [B] | None)` -> float32 logits `[B, L, vocab_size]`. A network for
+            images has a `shape` (H, W, C), and `[B, H, W, C]` in the place of `[B, L]`; here tokens are always flat.
         vocab_size: number of real tokens; the mask id is `vocab_size`.
     """
 
@@ -90,6 +91,13 @@ class MaskedDiffusion(nn.Module, ABC):
         self.network = network
         self.vocab_size = vocab_size
         self.mask_id = vocab_size
+        self.shape: tuple[int, int, int] | None = getattr(network, "shape", None)
+
+    def _network(self, z: Tensor, t: Tensor | float, labels: Tensor | None) -> Tensor:
+        """The network's logits `[B, L, V]` for flat tokens z [B, L], whatever shape an example has there."""
+        if self.shape is None:
+            return self.network(z, t, labels)
+        return self.network(z.unflatten(1, self.shape), t, labels).flatten(1, -2)
 
     @abstractmethod
     def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Loss:
@@ -125,10 +133,10 @@ class MaskedDiffusion(nn.Module, ABC):
         `t` is `[B]` or one number for all rows.
         """
         if not self.network.training:
-            return self.network(z, t, labels)
+            return self._network(z, t, labels)
         self.network.eval()
         try:
-            return self.network(z, t, labels)
+            return self._network(z, t, labels)
         finally:
             self.network.train()
 
@@ -185,7 +193,7 @@ class MD4(MaskedDiffusion):
 
     def diffusion_nats(self, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The diffusion term `[B]` in nats for tokens [B, L] hidden as z [B, L] at used times t [B]."""
-        logits = self.network(z, t, labels)
+        logits = self._network(z, t, labels)
         targets = torch.where(z == self.mask_id, tokens, IGNORED)
         nats = F.cross_entropy(
             logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
