@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from md4.errors import UserError
+from md4.genmd4 import GenMD4
 from md4.interchange import from_reference, read_arrays, reference_config
 from md4.model import build
 from md4.networks.conditioning import timestep_embedding
@@ -27,7 +28,7 @@ from md4.objectives import MD4, antithetic, bits_per_token
 from md4.samplers.ancestral import reveal_probability
 from md4.samplers.draws import filter_top_p
 from md4.samplers.grids import time_grid
-from md4.schedules import EPS, Schedule, parse_schedule
+from md4.schedules import EPS, LearnedPolynomial, Schedule, parse_schedule
 from orchestration.optimizer import AdamWithEma, learning_rate
 from tests.golden.compare import Comparisons
 
@@ -127,7 +128,7 @@ def check_schedules(file: Vectors, compare: Comparisons) -> None:
     names = [name.removesuffix(":alpha") for name in file.arrays if name.endswith(":alpha")]
     for name in names:
         if name == "vec":
-            compare.remarks.append("vec:* left out (GenMD4's learned schedule)")
+            check_learned_schedule(file, compare)
             continue
         schedule = parse_schedule(name, eps=file.meta.get("eps", EPS))
         widen = cancellation(schedule.masked(t))
@@ -136,6 +137,20 @@ def check_schedules(file: Vectors, compare: Comparisons) -> None:
         compare.close(f"{name}:weight", schedule.weight(t), file[f"{name}:weight"], TOLERANCE, floor=0, widen=widen)
         widen = np.maximum(widen, cancellation(schedule.alpha(t)))
         compare.close(f"{name}:logsnr", schedule.log_snr(t), file[f"{name}:logsnr"], TOLERANCE, widen=widen)
+
+
+def check_learned_schedule(file: Vectors, compare: Comparisons) -> None:
+    schedule = LearnedPolynomial(len(file["vec:w"]), eps=file.meta.get("eps", EPS))
+    schedule.load_state_dict({"w": file.reals("vec:w")})
+    t, powers = file.reals("vec:t")[:, None], schedule()
+    widen = cancellation(schedule.alpha(t, powers).detach())
+    compare.close("vec:power", powers, file["vec:power"], GRID)
+    compare.close("vec:alpha", schedule.alpha(t, powers), file["vec:alpha"], 1e-5, floor=0.1)
+    compare.close("vec:dalpha", schedule.dalpha(t, powers), file["vec:dalpha"], 1e-5, floor=0.1)
+    compare.close("vec:weight", schedule.weight(t, powers), file["vec:weight"], TOLERANCE, floor=0)
+    compare.close("vec:logsnr", schedule.log_snr(t, powers), file["vec:logsnr"], TOLERANCE, widen=widen)
+    for name, theirs in file.group("vec:w_init_").items():
+        compare.close(f"vec:w_init_{name}", LearnedPolynomial(len(theirs), float(name)).w, theirs, GRID)
 
 
 def check_antithetic_times(file: Vectors, compare: Comparisons) -> None:
@@ -320,12 +335,18 @@ def check_sampler(file: Vectors, compare: Comparisons) -> None:
         compare.close("decode_out", chosen, theirs.gather(-1, after[..., None])[..., 0][masked], 2 * TOLERANCE)
 
 
+def optimised_nats(model: MD4 | GenMD4, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    """What training differentiates, `[B]`, for tokens [B, L] hidden as z [B, copies, L] at used times t [B]."""
+    if isinstance(model, GenMD4):
+        return model.terms(tokens, z, t, model.schedule(), labels).loss.optimised
+    length = tokens.shape[1]
+    return model.diffusion_nats(tokens, z[:, 0], t, labels) + model.reconstruction(length) + model.prior(length)
+
+
 def check_trajectory(file: Vectors, compare: Comparisons) -> None:
     setting = file.setting
-    if setting("model_type") != "md4":
-        raise Unsupported(f"{setting('model_type')} is not implemented")
     model = text_model(file.meta, file.group("init:"))
-    decay = setting("ema_rate")
+    discrete, decay = isinstance(model, MD4) and not model.continuous, setting("ema_rate")
     optimizer = AdamWithEma(
         model.parameters(),
         lr=0.0,
@@ -334,7 +355,7 @@ def check_trajectory(file: Vectors, compare: Comparisons) -> None:
         weight_decay=setting("weight_decay"),
         ema=decay,
     )
-    tokens, z, t = file.integers("x0"), file.integers("xt")[:, 0], file.reals("t")
+    tokens, z, t = file.integers("x0"), file.integers("xt").transpose(1, 2), file.reals("t")
     losses, rates = [], []
     for step in range(setting("num_steps")):
         rate = learning_rate(
@@ -342,9 +363,8 @@ def check_trajectory(file: Vectors, compare: Comparisons) -> None:
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        nats = model.diffusion_nats(tokens[step], z[step], t[step], file.labels)
-        length = tokens.shape[-1]
-        loss = bits_per_token(nats + model.reconstruction(length) + model.prior(length), length).mean()
+        nats = optimised_nats(model, tokens[step], z[step], t[step], file.labels)
+        loss = bits_per_token(nats, tokens.shape[-1]).mean()
         optimizer.zero_grad()
         loss.backward()
         if file.meta.get("clip"):
@@ -354,7 +374,7 @@ def check_trajectory(file: Vectors, compare: Comparisons) -> None:
         rates.append(rate)
     if "lr" in file:
         compare.close("lr", np.array(rates), file["lr"], 1e-5, floor=1e-3 * setting("base_learning_rate"))
-    compare.close("loss", np.array(losses), file["loss"], TOLERANCE if model.continuous else LOOSE, floor=0)
+    compare.close("loss", np.array(losses), file["loss"], LOOSE if discrete else TOLERANCE, floor=0)
     config = reference_config(file.meta)
     ours = dict(model.named_parameters())
     for name, theirs in from_reference(file.group("final:"), config).items():
@@ -362,50 +382,3 @@ def check_trajectory(file: Vectors, compare: Comparisons) -> None:
     if decay:
         for name, theirs in from_reference(file.group("ema:"), config).items():
             compare.absolute(f"EMA of {name}", optimizer.state[ours[name]]["ema"], theirs, TRAJECTORY)
-
-
-def not_implemented(file: Vectors, compare: Comparisons) -> None:
-    raise Unsupported("GenMD4 is not implemented")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file: how its name starts, how its arrays tell it, and its check."""
-
-    prefix: str
-    holds: Callable[[Vectors], bool]
-    check: Callable[[Vectors, Comparisons], None]
-
-
-def _all_of(*names: str) -> Callable[[Vectors], bool]:
-    return lambda file: all(name in file for name in names)
-
-
-def _some(pattern: str) -> Callable[[Vectors], bool]:
-    return lambda file: any(re.fullmatch(pattern, name) for name in file.arrays)
-
-
-# In order: the first whose arrays fit.
-KINDS = (
-    Kind("train_trajectory", lambda f: bool(f.group("init:") and f.group("final:")), check_trajectory),
-    Kind("genmd4_loss", _all_of("xt_1", "xt_2"), not_implemented),
-    Kind("md4_loss", _all_of("x0", "xt", "weight"), check_md4_loss),
-    Kind("sampler", _all_of("unmask_prob", "z"), check_sampler),
-    Kind("backbone", _all_of("z", "t", "logits"), check_backbone),
-    Kind("topp_mask", _some(r"masked_[\d.]+"), check_topp_mask),
-    Kind("sampling_grids", _some(r"[a-z]+_\d+_[st]"), check_sampling_grids),
-    Kind("timestep_embedding", _some(r"emb_\d+"), check_timestep_embedding),
-    Kind("antithetic_times", _some(r"t0_\d+"), check_antithetic_times),
-    Kind("schedules", _some(r"[a-z]+[\d.]*:alpha"), check_schedules),
-)
-
-
-def kind_of(file: Vectors) -> Kind:
-    """What `file` holds: told from its arrays, or, for one that is incomplete, from its name."""
-    for kind in KINDS:
-        if kind.holds(file):
-            return kind
-    for kind in KINDS:
-        if file.path.name.startswith(kind.prefix):
-            return kind
-    raise Unsupported("none of the known kinds of vectors")
