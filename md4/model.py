@@ -5,15 +5,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from md4 import noise
+from md4.genmd4 import GenMD4
 from md4.networks.conditioning import NULL_LABEL
 from md4.networks.transformer import Transformer, TransformerConfig
 from md4.networks.unet import UNet, UNetConfig
 from md4.networks.uvit import UViT, UViTConfig
 from md4.objectives import MD4, MaskedDiffusion
-from md4.schedules import parse_schedule
+from md4.schedules import LearnedPolynomial, parse_schedule
 
 NetworkConfig = TransformerConfig | UNetConfig | UViTConfig
 
@@ -115,8 +116,6 @@ def _network(config: ModelConfig, compute: torch.dtype) -> Transformer | UNet | 
 def _assemble(config: ModelConfig, compute: torch.dtype) -> MaskedDiffusion:
     network = _network(config, compute)
     if config.objective == "genmd4":
-        from md4.genmd4 import GenMD4
-
         return GenMD4(network, config.vocab_size, power_init=config.power_init)
     return MD4(
         network,
@@ -142,7 +141,7 @@ def build(config: ModelConfig, compute: torch.dtype = torch.float32, seed: int =
     model.to_empty(device="cpu")
     assert isinstance(model.network, Transformer | UNet | UViT)
     model.network.initialise(seed)
-    if isinstance(model.schedule, nn.Module):
+    if isinstance(model.schedule, LearnedPolynomial):
         model.schedule.initialise()
     return model
 

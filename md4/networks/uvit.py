@@ -4,7 +4,7 @@
 level above. With one level (all published models) nothing is resized. Shape letters as in `images`.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,39 @@ class UViTConfig(BaseModel):
         return PATCH * 2 ** (len(self.multipliers) - 1)
 
 
+class BlockPlan(NamedTuple):
+    """Channels in and out of a residual block, and what it does to the size."""
+
+    channels: int
+    out: int
+    resize: Literal["halve", "double"] | None = None
+
+
+def uvit_plan(config: UViTConfig) -> tuple[list[BlockPlan], list[BlockPlan]]:
+    """The residual blocks on the way down and on the way up.
+
+    Every block that keeps the size on the way up also reads, from the last to the first, what the first convolution and
+    each block on the way down have put out.
+    """
+    widths = [config.feature_dim * multiplier for multiplier in config.multipliers]
+    x, passed, down, up = config.feature_dim, [config.feature_dim], [], []
+    for level, width in enumerate(widths):
+        for _ in range(config.layers):
+            down.append(BlockPlan(x, width))
+            x = width
+            passed.append(x)
+        if level < len(widths) - 1:
+            down.append(BlockPlan(x, x, "halve"))
+            passed.append(x)
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(config.layers + 1):
+            up.append(BlockPlan(x + passed.pop(), width))
+            x = width
+        if level:
+            up.append(BlockPlan(x, x, "double"))
+    return down, up
+
+
 class ConditionalNorm(nn.Module):
     """A group norm whose scale and shift are functions of the conditioning vector; without one, a plain group norm."""
 
@@ -80,18 +113,10 @@ def double(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """Two convolutions, each behind a conditional norm and SiLU, added to the input; `resize` acts on both branches."""
 
-    def __init__(
-        self,
-        channels: int,
-        out: int,
-        dim: int | None,
-        dropout: float,
-        compute: torch.dtype,
-        resize: Literal["halve", "double"] | None = None,
-    ):
+    def __init__(self, plan: BlockPlan, dim: int | None, dropout: float, compute: torch.dtype):
         super().__init__()
+        channels, out, self.resize = plan
         self.compute = compute
-        self.resize = resize
         self.in_norm = ConditionalNorm(channels, dim)
         self.conv_in = convolution(channels, out)
         self.out_norm = ConditionalNorm(out, dim)
@@ -122,29 +147,16 @@ class UViT(ImageNetwork):
         classes: int = 0,
         compute: torch.dtype = torch.float32,
     ):
-        widths = [config.feature_dim * multiplier for multiplier in config.multipliers]
-        super().__init__(shape, vocab_size, classes, config.feature_dim, config.time_input, compute, widths[0])
+        down, up = uvit_plan(config)
+        super().__init__(shape, vocab_size, classes, config.feature_dim, config.time_input, compute, up[-1].out)
         self.config = config
         dim = None if self.conditioning is None else config.feature_dim
-        last = len(widths) - 1
-
-        def block(channels: int, out: int, resize: Literal["halve", "double"] | None = None) -> ResBlock:
-            return ResBlock(channels, out, dim, config.dropout, compute, resize)
-
-        x, passed, down = config.feature_dim, [config.feature_dim], []
-        for level, width in enumerate(widths):
-            for _ in range(config.layers):
-                down.append(block(x, width))
-                x = width
-                passed.append(x)
-            if level < last:
-                down.append(block(x, width, "halve"))
-                passed.append(x)
-        self.down = nn.ModuleList(down)
+        levels = len(config.multipliers)
+        self.down = nn.ModuleList(ResBlock(plan, dim, config.dropout, compute) for plan in down)
         self.dit = DiT(
-            channels=x,
-            height=shape[0] >> last,
-            width_pixels=shape[1] >> last,
+            channels=down[-1].out,
+            height=shape[0] >> (levels - 1),
+            width_pixels=shape[1] >> (levels - 1),
             width=config.dit_width,
             layers=config.dit_layers,
             heads=config.dit_heads,
@@ -153,15 +165,8 @@ class UViT(ImageNetwork):
             recompute=config.checkpoint_activations,
             compute=compute,
         )
-        up = []
-        for level, width in reversed(list(enumerate(widths))):
-            for _ in range(config.layers + 1):
-                up.append(block(x + passed.pop(), width))
-                x = width
-            if level:
-                up.append(block(x, width, "double"))
-        self.up = nn.ModuleList(up)
-        self.norm = ConditionalNorm(x, dim)
+        self.up = nn.ModuleList(ResBlock(plan, dim, config.dropout, compute) for plan in up)
+        self.norm = ConditionalNorm(up[-1].out, dim)
 
     def trunk(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """[B, E, H, W] float32 -> [B, E', H, W] float32, E' channels of the first level."""
