@@ -5,6 +5,7 @@ forms M = 1 - alpha by a subtraction that is off by up to 2e-7: what is divided 
 its cosine weight at t = 1e-6 is off by 1.2e-3. Its time features have angles off by up to 1.5e-7 x at x = 1000 t.
 """
 
+import itertools
 import json
 import math
 import re
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from md4.errors import UserError
 from md4.genmd4 import GenMD4
-from md4.interchange import from_reference, read_arrays, reference_config
+from md4.interchange import from_reference, read_arrays, reference_config, reference_names
 from md4.model import build
 from md4.networks.conditioning import timestep_embedding
 from md4.objectives import MD4, antithetic, bits_per_token
@@ -97,13 +98,19 @@ class Vectors:
         return Vectors.read(self.path.with_name(Path(self.setting("params_file")).name))
 
 
-def text_model(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> MD4:
-    """The reference's text model of that description and those parameters, in training mode (they have no dropout)."""
-    if len(meta.get("data_shape", [0])) != 1:
-        raise Unsupported("networks for images are not implemented")
+def reference_model(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> MaskedDiffusion:
+    """The reference's model of that description and those parameters, in training mode (they have no dropout)."""
     config = reference_config({**meta, "dropout_rate": 0.0})
     model = build(config)
     model.load_state_dict(from_reference(arrays, config))
+    return model
+
+
+def reference_md4(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> MD4:
+    """`reference_model` where only an MD4 will do."""
+    model = reference_model(meta, arrays)
+    if not isinstance(model, MD4):
+        raise UserError("its meta_json describes another objective than MD4")
     return model
 
 
@@ -200,35 +207,41 @@ def check_topp_mask(file: Vectors, compare: Comparisons) -> None:
 # --- the network, its loss, its samplers ---
 
 
+# Tokens of images are [B, H, W, C] in the files; here they are flat.
+
+
 def check_backbone(file: Vectors, compare: Comparisons) -> None:
-    model = text_model(file.meta, file.group("param:"))
-    z, t = file.integers("z"), file.reals("t")
-    with Recorder(model) as recorder:
-        compare.close("logits", model.logits(z, t, file.labels), file["logits"], TOLERANCE)
-    for name, theirs in file.group("mid:").items():
-        module = name.split(":")[0].removeprefix("classifier/").removeprefix("Transformer_0/")
-        if module in recorder.outputs:
-            compare.close(f"after {module}", recorder.outputs[module], theirs, TOLERANCE)
+    model = reference_model(file.meta, file.group("param:"))
+    z, t = file.integers("z").flatten(1), file.reals("t")
+    inside = {name.split(":")[0]: a for name, a in file.group("mid:").items()}
+    with Recorder(model, reference_names(reference_config(file.meta)), list(inside)) as recorder:
+        ours = model.logits(z, t, file.labels)
+        compare.close("logits", ours, file.reals("logits").flatten(1, -2), TOLERANCE)
+    for name, theirs in inside.items():
+        compare.close(f"after {name}", recorder.outputs[name], theirs, TOLERANCE)
     if "logits_scalar_t" in file:
         ours = model.logits(z, float(t[0]), file.labels)
-        compare.close("logits_scalar_t", ours, file["logits_scalar_t"], TOLERANCE)
+        compare.close("logits_scalar_t", ours, file.reals("logits_scalar_t").flatten(1, -2), TOLERANCE)
 
 
 class Recorder:
-    """Keeps what the modules put out that the reference has recorded, by the reference's names."""
+    """Keeps what the modules put out that stand at the reference's `paths`, channels last."""
 
-    def __init__(self, model: MD4):
-        network: Any = model.network
-        modules = {f"TransformerBlock_{i}": block for i, block in enumerate(network.blocks)}
-        modules |= {"Embed_0": network.embed}
-        if network.conditioning is not None and network.config.time_input:
-            modules["CondEmbedding_0"] = network.conditioning
+    def __init__(self, model: MaskedDiffusion, names: Mapping[str, str], paths: list[str]):
         self.outputs: dict[str, Tensor] = {}
-        self.handles = [module.register_forward_hook(self._keep(name)) for name, module in modules.items()]
+        self.handles = []
+        for path in paths:
+            inside = [ours.split(".") for ours, theirs in names.items() if theirs.startswith(f"{path}/")]
+            if not inside:
+                raise UserError(f"it has the output of {path}, which has no counterpart here")
+            # The module that holds all of the parameters below `path`, and no other.
+            shared = zip(*(parts[:-1] for parts in inside), strict=False)
+            module = ".".join(parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, shared))
+            self.handles.append(model.get_submodule(module).register_forward_hook(self._keep(path)))
 
-    def _keep(self, name: str) -> Callable:
+    def _keep(self, path: str) -> Callable:
         def hook(module, inputs, output):
-            self.outputs[name] = output
+            self.outputs[path] = output.permute(0, 2, 3, 1) if output.ndim == 4 else output
 
         return hook
 
@@ -242,8 +255,9 @@ class Recorder:
 
 def check_md4_loss(file: Vectors, compare: Comparisons) -> None:
     source = file.parameters()
-    model = text_model({**source.meta, **file.meta}, source.group("param:"))
-    tokens, z, t, labels = file.integers("x0"), file.integers("xt"), file.reals("t_used"), file.labels
+    model = reference_md4({**source.meta, **file.meta}, source.group("param:"))
+    tokens, z = file.integers("x0").flatten(1), file.integers("xt").flatten(1)
+    t, labels = file.reals("t_used"), file.labels
     tolerance = TOLERANCE if model.continuous else LOOSE
 
     if "t_raw" in file:
@@ -254,10 +268,10 @@ def check_md4_loss(file: Vectors, compare: Comparisons) -> None:
         widen = discrete_cancellation(model.schedule, t, model.timesteps)
     compare.close("weight", model.loss_weight(t), file["weight"], tolerance, floor=0, widen=widen)
     logits = model.logits(z, t, labels)
-    compare.close("logits", logits, file["logits"], TOLERANCE)
+    compare.close("logits", logits, file.reals("logits").flatten(1, -2), TOLERANCE)
     if "token_logp" in file:
         log_p = F.log_softmax(logits, -1).gather(-1, tokens[..., None])[..., 0]
-        compare.close("token_logp", log_p, file["token_logp"], TOLERANCE)
+        compare.close("token_logp", log_p, file.reals("token_logp").flatten(1), TOLERANCE)
 
     nats = model.diffusion_nats(tokens, z, t, labels)
     theirs = file["loss_diff_per_example_nats"]
@@ -287,7 +301,7 @@ def check_md4_loss(file: Vectors, compare: Comparisons) -> None:
 
 def check_sampler(file: Vectors, compare: Comparisons) -> None:
     source = file.parameters()
-    model = text_model({**source.meta, "noise_schedule": file.setting("noise_schedule")}, source.group("param:"))
+    model = reference_md4({**source.meta, "noise_schedule": file.setting("noise_schedule")}, source.group("param:"))
     kind, steps, labels = file.setting("sampler"), file.setting("T"), file.labels
     grid = time_grid(file.setting("sampling_grid"), steps)
     t, s = grid[:-1], grid[1:]
@@ -304,33 +318,33 @@ def check_sampler(file: Vectors, compare: Comparisons) -> None:
     widen = cancellation(schedule.masked(t))
     compare.close("unmask_prob", reveal[sound], file["unmask_prob"][sound], TOLERANCE, widen=widen[sound])
 
-    z, logits = file.integers("z"), file.reals("logits")
+    z, logits = file.integers("z").flatten(2), file.reals("logits").flatten(2, -2)
     ours = torch.stack([model.logits(z[i], t[i], labels) for i in range(steps)])
     compare.close("logits", ours, logits, TOLERANCE)
     if kind == "mean":
-        compare.close("x0_probs", ours.softmax(-1), file["x0_probs"], TOLERANCE)
+        compare.close("x0_probs", ours.softmax(-1), file.reals("x0_probs").flatten(2, -2), TOLERANCE)
     elif kind in ("ancestral", "topp"):
         # From the reference's logits, which have just been compared: rounding must not move a token across top-p.
         kept = logits.double()
-        sure = np.broadcast_to(sound.reshape(-1, *[1] * (logits.ndim - 2)), logits.shape[:-1])
+        sure = np.broadcast_to(sound[:, None, None], logits.shape[:-1])
         if kind == "topp":
             kept, sure = filter_top_p(kept, file.setting("topp")), sure & ~borderline(logits, file.setting("topp"))
-        rho = reveal.view(-1, *[1] * (logits.ndim - 1))
+        rho = reveal.view(-1, 1, 1, 1)
         stay = (1 - rho).expand(*logits.shape[:-1], 1)
         probabilities = torch.cat((rho * kept.softmax(-1), stay), -1).numpy()
-        widen = np.broadcast_to(widen.reshape(rho.shape), file["probs"].shape)[sure]
-        compare.close("probs", probabilities[sure], file["probs"][sure], TOLERANCE, widen=widen)
+        theirs = file.reals("probs").flatten(2, -2).numpy()
+        widen = np.broadcast_to(widen.reshape(rho.shape), theirs.shape)[sure]
+        compare.close("probs", probabilities[sure], theirs[sure], TOLERANCE, widen=widen)
     else:
         raise Unsupported(f"the sampler {kind!r} is not implemented")
 
     if "decode_in" in file:
-        before, after = file.integers("decode_in"), file.integers("decode_out")
-        ours = model.logits(before, 0.0, labels)
-        compare.close("decode_logits", ours, file["decode_logits"], TOLERANCE)
+        before, after = file.integers("decode_in").flatten(1), file.integers("decode_out").flatten(1)
+        ours, theirs = model.logits(before, 0.0, labels), file.reals("decode_logits").flatten(1, -2)
+        compare.close("decode_logits", ours, theirs, TOLERANCE)
         masked = before == model.mask_id
         compare.count("decode_out, known tokens", (before != after)[~masked])
         # A tie may go either way: what counts is the likelihood of the token chosen here.
-        theirs = file.reals("decode_logits")
         chosen = theirs.gather(-1, ours.argmax(-1, keepdim=True))[..., 0][masked]
         compare.close("decode_out", chosen, theirs.gather(-1, after[..., None])[..., 0][masked], 2 * TOLERANCE)
 
@@ -345,7 +359,7 @@ def optimised_nats(model: MD4 | GenMD4, tokens: Tensor, z: Tensor, t: Tensor, la
 
 def check_trajectory(file: Vectors, compare: Comparisons) -> None:
     setting = file.setting
-    model = text_model(file.meta, file.group("init:"))
+    model = reference_model(file.meta, file.group("init:"))
     discrete, decay = isinstance(model, MD4) and not model.continuous, setting("ema_rate")
     optimizer = AdamWithEma(
         model.parameters(),
