@@ -93,11 +93,10 @@ class GenMD4(MaskedDiffusion):
 
     def _diffusion_nats(self, tokens: Tensor, z: Tensor, t: Tensor, powers: Tensor, labels: Tensor | None) -> Tensor:
         """l `[B]` for tokens [B, L] hidden as z [B, L] at used times t [B]; its gradient stops at the choice of z."""
-        logits = self._network(z, t, labels)
-        own = tokens[..., None]
-        log_own = (logits.gather(-1, own) - logits.logsumexp(-1, keepdim=True))[..., 0]
-        nats = logits.softmax(-1) @ powers - powers[tokens] * (log_own + 1)
-        return (torch.where(z == self.mask_id, nats, 0.0).sum(1) / t).to(logits.dtype)
+        likelihood, mean_power = self.scores(tokens, z, t, labels, powers)
+        assert mean_power is not None
+        nats = mean_power - powers[tokens] * (likelihood + 1)
+        return (torch.where(z == self.mask_id, nats, 0.0).sum(1) / t).to(likelihood.dtype)
 
     def _log_q(self, tokens: Tensor, z: Tensor, t: Tensor, powers: Tensor) -> Tensor:
         """ln q(z | tokens) `[B, 2]`, over all positions of z [B, 2, L], differentiable in the powers."""

@@ -13,14 +13,12 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md4 import noise
 from md4.errors import UserError
+from md4.masked_loss import IGNORED, Scores, plain_scores
 from md4.schedules import Schedule
-
-IGNORED = -100  # the target of a visible position: it costs nothing and gets no gradient
 
 
 def stratified_times(u: Tensor | float, stratum: Tensor, batch_size: int) -> Tensor:
@@ -98,6 +96,19 @@ class MaskedDiffusion(nn.Module, ABC):
         if self.shape is None:
             return self.network(z, t, labels)
         return self.network(z.unflatten(1, self.shape), t, labels).flatten(1, -2)
+
+    def scores(
+        self, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None = None, powers: Tensor | None = None
+    ) -> Scores:
+        """What a loss needs of the network's prediction for tokens [B, L] hidden as z [B, L] at used times t [B].
+
+        A network that can give it without the logits `[B, L, V]` has a method `scores` of its own. powers: `[V]`.
+        """
+        targets = torch.where(z == self.mask_id, tokens, IGNORED)
+        own = getattr(self.network, "scores", None)
+        if own is not None:
+            return own(z, t, labels, targets, powers)
+        return plain_scores(self._network(z, t, labels), targets, powers)
 
     @abstractmethod
     def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Loss:
@@ -193,12 +204,8 @@ class MD4(MaskedDiffusion):
 
     def diffusion_nats(self, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The diffusion term `[B]` in nats for tokens [B, L] hidden as z [B, L] at used times t [B]."""
-        logits = self._network(z, t, labels)
-        targets = torch.where(z == self.mask_id, tokens, IGNORED)
-        nats = F.cross_entropy(
-            logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view_as(z)
-        return -self.loss_weight(t).to(nats.dtype) * nats.flatten(1).sum(1)
+        likelihood = self.scores(tokens, z, t, labels).log_likelihood
+        return self.loss_weight(t).to(likelihood.dtype) * likelihood.sum(1)
 
     def reconstruction(self, n_tokens: int) -> float:
         """The reconstruction term of an example of `n_tokens`, in nats: what is hidden at t = 0, guessed blindly."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from md4.masked_loss import PLAIN_UP_TO, Head, Hidden, Scores, plain_scores, spread
 from md4.networks.conditioning import Conditioning
 from md4.networks.recompute import run_block
 from md4.networks.starting import initialise
@@ -213,7 +214,7 @@ class Transformer(nn.Module):
         self.modulation = nn.Linear(config.feature_dim, 2 * config.width) if conditioned else None
         if not conditioned:
             self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
-        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        self.head = Head(config.width, vocab_size)
 
     def forward(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Logits over the real tokens: float32 `[B, L, V]`.
@@ -221,8 +222,29 @@ class Transformer(nn.Module):
         Args:
             z: tokens `[B, L]`, int64, with the mask id V where hidden.
             t: times `[B]`, or one time for all.
-            labels: classes `[B]`, needed iff the network has classes.
+            labels: classes `[B]`, needed iff the network has classes; -1 is no class in particular.
         """
+        with torch.autocast(z.device.type, enabled=False):
+            return self.head(self.body(z, t, labels))
+
+    def scores(
+        self, z: Tensor, t: Tensor | float, labels: Tensor | None, targets: Tensor, powers: Tensor | None = None
+    ) -> Scores:
+        """What a loss needs of the logits of z [B, L], without making them: see `md4.masked_loss`.
+
+        targets: true tokens `[B, L]`, `IGNORED` where they cost nothing; powers: `[V]`, of learned schedules.
+        """
+        if self.head.out_features <= PLAIN_UP_TO:
+            return plain_scores(self(z, t, labels), targets, powers)
+        hidden = Hidden(targets)  # before the body
+        with torch.autocast(z.device.type, enabled=False):
+            x = self.body(z, t, labels)
+            rows = hidden.rows()  # after it
+            pair = self.head(x.flatten(0, 1).index_select(0, rows), targets.flatten()[rows], powers)
+            return spread(pair, rows, targets)
+
+    def body(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """What the head projects: float32 `[B, L, D]`. Arguments as of `forward`."""
         with torch.autocast(z.device.type, enabled=False):  # the blocks turn it on for themselves
             condition = None
             if self.conditioning is not None:
@@ -232,9 +254,9 @@ class Transformer(nn.Module):
             for block in self.blocks:
                 x = run_block(block, self.config.checkpoint_activations, x, condition)
             if self.modulation is None or condition is None:
-                return self.head(self.norm(x))
+                return self.norm(x)
             shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-            return self.head(modulated_norm(x, shift, scale))
+            return modulated_norm(x, shift, scale)
 
     def initialise(self, seed: int) -> None:
         """Set every parameter to its starting value, a function of `seed` and the parameter's name alone.
