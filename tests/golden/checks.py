@@ -25,7 +25,7 @@ from md4.genmd4 import GenMD4
 from md4.interchange import from_reference, read_arrays, reference_config, reference_names
 from md4.model import build
 from md4.networks.conditioning import timestep_embedding
-from md4.objectives import MD4, antithetic, bits_per_token
+from md4.objectives import MD4, MaskedDiffusion, antithetic, bits_per_token
 from md4.samplers.ancestral import reveal_probability
 from md4.samplers.draws import filter_top_p
 from md4.samplers.grids import time_grid
@@ -37,6 +37,7 @@ TOLERANCE = 1e-4
 LOOSE = 1e-3  # discrete time, and the reconstruction term: the reference's cancellation enters whole
 TRAJECTORY = 1e-5
 GRID = 1e-6
+NO_GRADIENT = 2e-3  # of the whole gradient's norm: a parameter's share below which its errors are held to this share
 
 
 class Unsupported(Exception):
@@ -295,8 +296,11 @@ def check_md4_loss(file: Vectors, compare: Comparisons) -> None:
         compare.close("grad_norm", norm, file["grad_norm"], tolerance, floor=0, widen=widen)
     if file.group("grad:"):
         config = reference_config({**source.meta, **file.meta})
-        for name, gradient in from_reference(file.group("grad:"), config).items():
-            compare.norm(f"gradient of {name}", gradients[name], gradient, tolerance * widen)
+        theirs = from_reference(file.group("grad:"), config)
+        # Some gradients are rounding alone: of a bias that all keys share, of what is added to a whole group of a norm.
+        floor = NO_GRADIENT * torch.stack([g.norm() for g in theirs.values()]).norm().item()
+        for name, gradient in theirs.items():
+            compare.norm(f"gradient of {name}", gradients[name], gradient, tolerance * widen, floor=floor)
 
 
 def check_sampler(file: Vectors, compare: Comparisons) -> None:
@@ -349,10 +353,11 @@ def check_sampler(file: Vectors, compare: Comparisons) -> None:
         compare.close("decode_out", chosen, theirs.gather(-1, after[..., None])[..., 0][masked], 2 * TOLERANCE)
 
 
-def optimised_nats(model: MD4 | GenMD4, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+def optimised_nats(model: MaskedDiffusion, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
     """What training differentiates, `[B]`, for tokens [B, L] hidden as z [B, copies, L] at used times t [B]."""
     if isinstance(model, GenMD4):
         return model.terms(tokens, z, t, model.schedule(), labels).loss.optimised
+    assert isinstance(model, MD4)
     length = tokens.shape[1]
     return model.diffusion_nats(tokens, z[:, 0], t, labels) + model.reconstruction(length) + model.prior(length)
 
