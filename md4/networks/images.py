@@ -54,8 +54,8 @@ class ImageNetwork(nn.Module):
     The weights are what PyTorch makes them until `initialise` is called (`md4.model.build` does).
     """
 
-    # Layers that start at zero: the logits, the last convolution of each residual branch, and what conditioning does.
-    zeros = frozenset({"head", "conv_out", "condition", "modulation"})
+    # Layers that start at zero: the logits, the last of each residual branch and of the DiT, and what conditioning does.
+    zeros = frozenset({"head", "conv_out", "unpatch", "condition", "modulation"})
 
     def __init__(
         self,
