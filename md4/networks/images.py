@@ -54,7 +54,7 @@ class ImageNetwork(nn.Module):
     The weights are what PyTorch makes them until `initialise` is called (`md4.model.build` does).
     """
 
-    # Layers that start at zero: the logits, the last of each residual branch and of the DiT, and what conditioning does.
+    # Layers that start at zero: logits, the last of each residual branch and of the DiT, and what conditioning does.
     zeros = frozenset({"head", "conv_out", "unpatch", "condition", "modulation"})
 
     def __init__(
@@ -95,6 +95,7 @@ class ImageNetwork(nn.Module):
                 condition = self.conditioning(t, labels)
             x = self.embed(z).flatten(3).permute(0, 3, 1, 2)
             x = self.trunk(self.conv_in(x), condition)
+            x = x.contiguous(memory_format=torch.channels_last)  # so that logits need no copy to become one long row
             return self.head(x).permute(0, 2, 3, 1).unflatten(3, (self.shape[2], -1))
 
     def initialise(self, seed: int) -> None:
