@@ -128,6 +128,8 @@ class Config(_Part):
         if self.model.shape is not None and self.model.shape != self.data.shape:
             shape = None if self.data.shape is None else list(self.data.shape)
             problems.append(f"model.shape={list(self.model.shape)} must equal data.shape={shape}")
+        if self.model.objective == "genmd4" and self.evaluation.estimator != "continuous":
+            problems.append(f"evaluation.estimator={self.evaluation.estimator}: genmd4 has continuous alone")
         if problems:
             raise ValueError("; ".join(problems))
         return self

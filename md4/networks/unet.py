@@ -22,7 +22,12 @@ class UNetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["unet"] = "unet"
-    feature_dim: int = Field(default=128, ge=GROUPS, multiple_of=GROUPS, description="channels of every feature map")
+    feature_dim: int = Field(
+        default=128,
+        ge=GROUPS,
+        multiple_of=GROUPS,
+        description="channels of every feature map; with only 32 the norms take away time and class again",
+    )
     layers: int = Field(default=32, ge=1, description="residual blocks on the way down; one more on the way up")
     time_input: bool = Field(default=True, description="tell the network the time")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout rate while training")
