@@ -88,7 +88,7 @@ def config(preset: Preset, overrides: Overrides = None, config: File = None) -> 
 
 @app.command()
 def evaluate(
-    run: RunFolder,
+    run: Annotated[Path, typer.Argument(help="folder of a run, or of an exported model")],
     split: Annotated[str | None, typer.Option(help="validation (default), test or train")] = None,
     rows: Annotated[int | None, typer.Option(help="rows, evenly spaced over the split; all if not given")] = None,
     draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
@@ -100,7 +100,9 @@ def evaluate(
             help="other data sets instead of a split: lambada, wikitext2, wikitext103, ptb, lm1b; with commas"
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="folder with the files of the zero-shot sets")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="another prepared set; with --zero-shot, the folder that its files lie below")
+    ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="of zero-shot sets: md4 (default) or mdlm; never mix them")
     ] = None,
@@ -122,16 +124,14 @@ def evaluate(
 
     sets = None
     if zero_shot is not None:
-        if data is None:
-            raise UserError("--zero-shot needs --data FOLDER, where the files of the data sets are")
         names = tuple(name.strip() for name in zero_shot.split(",") if name.strip())
-        sets = ZeroShot(names, data, protocol or "md4", stride, separate, tokenizer)
+        sets = ZeroShot(names, protocol or "md4", stride, separate, tokenizer)
     else:
-        given = {"data": data, "protocol": protocol, "stride": stride, "separate": separate, "tokenizer": tokenizer}
+        given = {"protocol": protocol, "stride": stride, "separate": separate or None, "tokenizer": tokenizer}
         for name, value in given.items():
-            if value not in (None, False):
+            if value is not None:
                 raise UserError(f"--{name} is about zero-shot data sets: it needs --zero-shot NAMES")
-    wanted = Evaluation(split, rows, draws, estimator, timesteps, seed or 0, batch_size, workers, ema, sets)
+    wanted = Evaluation(data, split, rows, draws, estimator, timesteps, seed or 0, batch_size, workers, ema, sets)
     for report in measure(run, wanted, say):
         say(report.headline())
 
