@@ -3,19 +3,22 @@
 Time t runs from 0 (clean) to 1 (all hidden). Each token is kept with probability alpha(t), else replaced by the mask
 id, which is `vocab_size`. One time serves a whole example, and the times of a global batch are stratified: one random
 offset and equal steps, so that every batch covers [0, 1) evenly.
+
+`MaskedDiffusion` is the face that training, evaluation and checkpoints see; `MD4` hides all tokens alike, `GenMD4`
+(md4/genmd4.py) learns how fast each token is hidden.
 """
 
 import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md4 import noise
 from md4.errors import UserError
+from md4.masked_loss import IGNORED, Scores, plain_scores
 from md4.schedules import Schedule
-
-IGNORED = -100  # the target of a visible position: it costs nothing and gets no gradient
 
 
 def stratified_times(u: Tensor | float, stratum: Tensor, batch_size: int) -> Tensor:
@@ -62,40 +65,118 @@ def bits_per_token(nats: Tensor, length: int) -> Tensor:
     return nats / (length * math.log(2))
 
 
-class MD4(nn.Module):
-    """A network and the rule by which it is trained and read.
+class Loss(NamedTuple):
+    """What one training pass gives for each example, in nats (a SUM over its tokens), reconstruction included."""
+
+    optimised: Tensor  # [B], whose gradient trains the model; its value need not mean anything
+    bound: Tensor  # [B], an unbiased estimate of the negative ELBO, without gradient: the figure to report
+
+
+class MaskedDiffusion(nn.Module, ABC):
+    """A network, and a rule by which tokens are hidden from it.
 
     Args:
-        network: `network(z [B, L], t [B], labels [B] | None)` -> float32 logits `[B, L, vocab_size]`.
-        schedule: how alpha falls with time.
+        network: `network(z [B, L], t [B], labels [B] | None)` -> float32 logits `[B, L, vocab_size]`. A network for
+            images has a `shape` (H, W, C), and `[B, H, W, C]` in the place of `[B, L]`; here tokens are always flat.
         vocab_size: number of real tokens; the mask id is `vocab_size`.
-        continuous: continuous time (every published model), or `timesteps` discrete ones.
     """
 
-    def __init__(
-        self, network: nn.Module, schedule: Schedule, vocab_size: int, continuous: bool = True, timesteps: int = 1000
-    ):
+    masks_per_example: int  # masked copies of an example in one training pass; its rows in the network
+    schedule: Any  # a Schedule, or a module with parameters: see the subclasses
+
+    def __init__(self, network: nn.Module, vocab_size: int):
         super().__init__()
         self.network = network
-        self.schedule = schedule
         self.vocab_size = vocab_size
         self.mask_id = vocab_size
-        self.continuous = continuous
-        self.timesteps = timesteps
+        self.shape: tuple[int, int, int] | None = getattr(network, "shape", None)
 
-    def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Diffusion term of the negative ELBO of each example, in nats (a SUM over its tokens): float32 `[B]`.
+    def _network(self, z: Tensor, t: Tensor | float, labels: Tensor | None) -> Tensor:
+        """The network's logits `[B, L, V]` for flat tokens z [B, L], whatever shape an example has there."""
+        if self.shape is None:
+            return self.network(z, t, labels)
+        return self.network(z.unflatten(1, self.shape), t, labels).flatten(1, -2)
 
-        One Monte Carlo draw, given by the arguments: no random number is drawn here (dropout aside).
+    def scores(
+        self, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None = None, powers: Tensor | None = None
+    ) -> Scores:
+        """What a loss needs of the network's prediction for tokens [B, L] hidden as z [B, L] at used times t [B].
+
+        A network that can give it without the logits `[B, L, V]` has a method `scores` of its own. powers: `[V]`.
+        """
+        targets = torch.where(z == self.mask_id, tokens, IGNORED)
+        own = getattr(self.network, "scores", None)
+        if own is not None:
+            return own(z, t, labels, targets, powers)
+        return plain_scores(self._network(z, t, labels), targets, powers)
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Loss:
+        """The loss of each example `[B]`: one Monte Carlo draw, given by the arguments (dropout aside).
 
         Args:
             tokens: clean tokens `[B, L]`, int64.
             t: times `[B]` in [0, 1).
-            uniforms: `[B, L]` in (0, 1); a position stays visible iff its uniform is below alpha(t).
+            uniforms: in (0, 1), as `noise` makes them; a position stays visible iff its uniform is below its alpha(t).
             labels: classes `[B]`, for a class-conditional network.
         """
+
+    def noise(
+        self, seed: int, step: int, slots: Tensor, batch_size: int, slices: int, length: int
+    ) -> dict[str, Tensor]:
+        """What `forward` needs beside the data, by argument name, for the examples at `slots` [n] of batch `step`.
+
+        A pure function of (seed, step, slot): `t` float64 `[n]`, one stratified grid over the whole batch, and
+        `uniforms` float64 `[n, L]`, or `[n, masks, L]` where an example is hidden more than once. The first axis of
+        all of them may be cut into micro-batches. Raises UserError unless `slices` divides `batch_size`.
+        """
+        masks = self.masks_per_example
+        uniforms = mask_uniforms(seed, step, slots, masks * length)
+        return {
+            "t": global_times(seed, step, slots, batch_size, slices),
+            "uniforms": uniforms if masks == 1 else uniforms.unflatten(1, (masks, length)),
+        }
+
+    @torch.no_grad()
+    def logits(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """What the network predicts for every position of z [B, L]: float32 `[B, L, V]`, no gradient, no dropout.
+
+        `t` is `[B]` or one number for all rows.
+        """
+        if not self.network.training:
+            return self._network(z, t, labels)
+        self.network.eval()
+        try:
+            return self._network(z, t, labels)
+        finally:
+            self.network.train()
+
+
+class MD4(MaskedDiffusion):
+    """All tokens are hidden alike, by a fixed schedule.
+
+    Args:
+        network, vocab_size: see `MaskedDiffusion`.
+        schedule: how alpha falls with time.
+        continuous: continuous time (every published model), or `timesteps` discrete ones.
+    """
+
+    masks_per_example = 1
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, vocab_size: int, continuous: bool = True, timesteps: int = 1000
+    ):
+        super().__init__(network, vocab_size)
+        self.schedule: Schedule = schedule
+        self.continuous = continuous
+        self.timesteps = timesteps
+
+    def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Loss:
+        """The negative ELBO of each example, float32 `[B]`; `uniforms` is `[B, L]`. See `MaskedDiffusion.forward`."""
         t = self.used_times(t)
-        return self.diffusion_nats(tokens, self.corrupt(tokens, t, uniforms), t, labels)
+        nats = self.diffusion_nats(tokens, self.corrupt(tokens, t, uniforms), t, labels)
+        nats = nats + self.reconstruction(tokens.shape[1]) + self.prior(tokens.shape[1])
+        return Loss(optimised=nats, bound=nats.detach())
 
     def used_times(self, t: Tensor) -> Tensor:
         """The times that masking, network and weight see, `[B]`: `t`, or its step's end (floor(t T) + 1) / T."""
@@ -123,12 +204,8 @@ class MD4(nn.Module):
 
     def diffusion_nats(self, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The diffusion term `[B]` in nats for tokens [B, L] hidden as z [B, L] at used times t [B]."""
-        logits = self.network(z, t, labels)
-        targets = torch.where(z == self.mask_id, tokens, IGNORED)
-        nats = F.cross_entropy(
-            logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view_as(z)
-        return -self.loss_weight(t).to(nats.dtype) * nats.flatten(1).sum(1)
+        likelihood = self.scores(tokens, z, t, labels).log_likelihood
+        return self.loss_weight(t).to(likelihood.dtype) * likelihood.sum(1)
 
     def reconstruction(self, n_tokens: int) -> float:
         """The reconstruction term of an example of `n_tokens`, in nats: what is hidden at t = 0, guessed blindly."""
@@ -137,21 +214,3 @@ class MD4(nn.Module):
     def prior(self, n_tokens: int) -> float:
         """The prior term: 0 by convention. (A token stays visible at t = 1 with probability eps; that is dropped.)"""
         return 0.0
-
-    def bits_per_token(self, nats: Tensor, length: int) -> Tensor:
-        """The whole bound in bits per token, `[...]`, from the diffusion term `nats` [...] of `length` tokens each."""
-        return bits_per_token(nats + self.reconstruction(length) + self.prior(length), length)
-
-    @torch.no_grad()
-    def logits(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """What the network predicts for every position of z [B, L]: float32 `[B, L, V]`, no gradient, no dropout.
-
-        `t` is `[B]` or one number for all rows.
-        """
-        if not self.network.training:
-            return self.network(z, t, labels)
-        self.network.eval()
-        try:
-            return self.network(z, t, labels)
-        finally:
-            self.network.train()

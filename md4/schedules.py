@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from md4.errors import UserError
 
@@ -173,6 +173,63 @@ class Polynomial(Schedule):
 
     def _when_hidden(self, hidden: Tensor) -> Tensor:
         return hidden ** (1 / self.power)
+
+
+class LearnedPolynomial(nn.Module):
+    """A polynomial schedule for each token, its power learned (MD4, section 6 and appendix on GenMD4).
+
+        1 - alpha_v(t) = (1 - eps) t^(p_v),    p_v = softplus(w_v) > 0
+
+    Unlike `Schedule` it leaves no token hidden at t = 0; at t = 1 a share eps stays visible. A token with a large power
+    is hidden late, hence revealed early when sampling. Powers matter by their ratios: a common factor only renames
+    the times.
+
+    The functions take times and the powers at which they are wanted (`forward()` gives all powers), broadcast against
+    each other, and compute in the wider dtype of the two; gradients reach w through the powers.
+
+    Args:
+        vocab_size: V; every token has a parameter, even one that never occurs.
+        power_init: all powers at the start.
+    """
+
+    w: nn.Parameter  # [V]
+
+    def __init__(self, vocab_size: int, power_init: float = 1.0, eps: float = EPS):
+        super().__init__()
+        if not (math.isfinite(power_init) and power_init > 0):
+            raise UserError(f"the initial power of a learned schedule is {power_init}: it must be a number above 0")
+        self.power_init, self.eps = power_init, eps
+        self.w = nn.Parameter(torch.empty(vocab_size))
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Set every power to `power_init`: w = ln(e^power - 1)."""
+        self.w.fill_(self.power_init + math.log(-math.expm1(-self.power_init)))
+
+    def forward(self) -> Tensor:
+        """The powers p `[V]`. A forward pass of its own, so that a sharded w is gathered when it is needed."""
+        return torch.logaddexp(self.w, torch.zeros_like(self.w))
+
+    def log_masked(self, t: Tensor, powers: Tensor) -> Tensor:
+        """ln(1 - alpha) = ln(1 - eps) + p ln t."""
+        return math.log1p(-self.eps) + powers * torch.log(t)
+
+    def alpha(self, t: Tensor, powers: Tensor) -> Tensor:
+        """Probability that a token of that power is visible at t: 1 at t = 0, eps at t = 1."""
+        return -torch.expm1(self.log_masked(t, powers))
+
+    def dalpha(self, t: Tensor, powers: Tensor) -> Tensor:
+        """d alpha / dt, negative."""
+        return -(1 - self.eps) * powers * t ** (powers - 1)
+
+    def weight(self, t: Tensor, powers: Tensor) -> Tensor:
+        """alpha' / (1 - alpha) = -p / t: eps cancels."""
+        return -powers / t
+
+    def log_snr(self, t: Tensor, powers: Tensor) -> Tensor:
+        """ln(alpha / (1 - alpha))."""
+        return torch.log(self.alpha(t, powers)) - self.log_masked(t, powers)
 
 
 def parse_schedule(name: str, eps: float = EPS) -> Schedule:

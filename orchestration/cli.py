@@ -94,35 +94,52 @@ def config(preset: Preset, overrides: Overrides = None, config: File = None) -> 
 
 @app.command()
 def evaluate(
-    run: RunFolder,
-    split: Annotated[str, typer.Option(help="validation, test or train")] = "validation",
+    run: Annotated[Path, typer.Argument(help="folder of a run, or of an exported model")],
+    split: Annotated[str | None, typer.Option(help="validation (default), test or train")] = None,
     rows: Annotated[int | None, typer.Option(help="rows, evenly spaced over the split; all if not given")] = None,
     draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
-    estimator: Annotated[str | None, typer.Option(help="mask_count or continuous")] = None,
+    estimator: Annotated[str | None, typer.Option(help="mask_count, continuous or discrete")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="steps of the estimator discrete")] = None,
+    zero_shot: Annotated[
+        str | None,
+        typer.Option(
+            help="other data sets instead of a split: lambada, wikitext2, wikitext103, ptb, lm1b; with commas"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="another prepared set; with --zero-shot, the folder that its files lie below")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="of zero-shot sets: md4 (default) or mdlm; never mix them")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="new tokens of a sliding window (mdlm); half of it by default")
+    ] = None,
+    separate: Annotated[bool, typer.Option("--separate", help="each zero-shot document in windows of its own")] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="GPT-2's vocabulary: a folder or a name on the hub; else MD4_GPT2 says where")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="actors that share the work; 0 = in this process")] = 0,
+    batch_size: Annotated[int, typer.Option(help="rows through the network at once; doesn't change the result")] = 64,
     seed: Seed = 0,
     ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
 ) -> None:
-    """The negative ELBO in bits per character, with its standard error; written to the run's reports/."""
-    from orchestration.runs import load_model
-    from pipelines.evaluate import Provenance, write
-    from pipelines.evaluate import evaluate as measure
-    from pipelines.prepare import prepared_path
-    from pipelines.shards import ShardSet
+    """The negative ELBO in bits per token, character or dimension, with its standard error, as a report in reports/."""
+    from orchestration.evaluation import Evaluation, ZeroShot
+    from orchestration.evaluation import run as measure
 
-    loaded = load_model(run, ema=ema, report=say)
-    options = loaded.config.evaluation
-    report = measure(
-        loaded.model,
-        ShardSet(prepared_path(loaded.config.data), split),
-        draws=options.draws if draws is None else draws,
-        limit=rows,
-        estimator=estimator or options.estimator,
-        seed=seed or 0,
-        provenance=Provenance(run=loaded.config.name, step=loaded.step, weights_hash=loaded.weights_hash),
-    )
-    files = write(report, run / "reports")
-    say(report.headline())
-    say(f"written: {', '.join(str(file) for file in files)}")
+    sets = None
+    if zero_shot is not None:
+        names = tuple(name.strip() for name in zero_shot.split(",") if name.strip())
+        sets = ZeroShot(names, protocol or "md4", stride, separate, tokenizer)
+    else:
+        given = {"protocol": protocol, "stride": stride, "separate": separate or None, "tokenizer": tokenizer}
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"--{name} is about zero-shot data sets: it needs --zero-shot NAMES")
+    wanted = Evaluation(data, split, rows, draws, estimator, timesteps, seed or 0, batch_size, workers, ema, sets)
+    for report in measure(run, wanted, say):
+        say(report.headline())
 
 
 @app.command()
@@ -134,6 +151,7 @@ def sample(
     count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
     length: Annotated[int | None, typer.Option(help="tokens of a sample")] = None,
     seed: Seed = None,
+    label: Annotated[int | None, typer.Option(help="class of the samples, of class-conditional models")] = None,
     steps: Annotated[int | None, typer.Option(help="steps of the time grid")] = None,
     grid: Annotated[str | None, typer.Option(help="uniform or cosine")] = None,
     temperature: Annotated[float | None, typer.Option(help="divides the logits")] = None,
@@ -149,10 +167,16 @@ def sample(
     changes = {"steps": steps, "grid": grid, "temperature": temperature, "top_p": top_p}
     settings = override(Run(run).config.sampling, changes)
     loaded = load_model(run, ema=ema, report=say)
-    report = draw(loaded, prompts=prompt or (), count=count, length=length, seed=seed, settings=settings)
+    report = draw(loaded, prompts=prompt or (), count=count, length=length, seed=seed, label=label, settings=settings)
     file = run / "samples" / f"step-{loaded.step:08d}-seed-{report.samples[0].seed}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if loaded.config.data.has_images:
+        from orchestration.pictures import draw_samples
+
+        picture = draw_samples([sample.text for sample in report.samples], loaded, file.with_suffix(".png"))
+        say(report.model_dump_json(indent=1) if as_json else f"written: {picture}, {file}")
+        return
     say(report.model_dump_json(indent=1) if as_json else f"{report.text()}\nwritten: {file}")
 
 
@@ -180,6 +204,19 @@ def serve(
         stop.wait()
         say("stopping")
         server.stop(cluster_ends=own)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="new folder for the model")],
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+) -> None:
+    """Write a run's model to a folder of safetensors and JSON that `md4.load` reads."""
+    from orchestration.runs import export as write
+
+    path = write(run, folder, ema=ema, report=say)
+    say(f"written: {path}; in Python: md4.load({str(path)!r}).sample(3)")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,7 +19,7 @@ from md4.model import ModelConfig
 from md4.samplers import SamplingConfig
 from orchestration.optimizer import OptimizerConfig
 from orchestration.serving.config import ServingConfig
-from pipelines.prepare import DataConfig
+from pipelines.prepare import PIXELS, DataConfig
 from pipelines.vocabularies import vocabulary
 
 PRESETS = Path(md4.__file__).parent / "presets"
@@ -90,12 +90,19 @@ class Config(_Part):
     @model_validator(mode="before")
     @classmethod
     def _model_follows_data(cls, tree: Any) -> Any:
-        """The vocabulary's size and the row length are stated once, under `data`."""
+        """The vocabulary's size, the row length and the shape of images are stated once, under `data`."""
         if not isinstance(tree, dict) or not all(isinstance(tree.get(part), dict) for part in ("data", "model")):
             return tree
         default = {name: DataConfig.model_fields[name].default for name in ("length", "vocabulary")}
-        data = default | tree["data"]
-        implied = {"length": data["length"], "vocab_size": vocabulary(data["vocabulary"]).size}
+        data = default | DataConfig.filled_in(tree["data"])
+        implied = {"length": data["length"]}
+        if data["vocabulary"] == PIXELS:
+            implied["vocab_size"] = data.get("levels")
+            network = tree["model"].get("network")
+            if isinstance(network, dict) and network.get("kind") in ("unet", "uvit"):
+                implied["shape"] = data.get("shape")
+        else:
+            implied["vocab_size"] = vocabulary(data["vocabulary"]).size
         return {**tree, "model": implied | tree["model"]}
 
     @model_validator(mode="after")
@@ -115,9 +122,14 @@ class Config(_Part):
             )
         if self.model.length != self.data.length:
             problems.append(f"model.length={self.model.length} must equal data.length={self.data.length}")
-        size = vocabulary(self.data.vocabulary).size
+        size = self.data.tokens.size
         if self.model.vocab_size != size:
             problems.append(f"model.vocab_size={self.model.vocab_size}: {self.data.vocabulary} has {size} tokens")
+        if self.model.shape is not None and self.model.shape != self.data.shape:
+            shape = None if self.data.shape is None else list(self.data.shape)
+            problems.append(f"model.shape={list(self.model.shape)} must equal data.shape={shape}")
+        if self.model.objective == "genmd4" and self.evaluation.estimator != "continuous":
+            problems.append(f"evaluation.estimator={self.evaluation.estimator}: genmd4 has continuous alone")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -238,17 +250,21 @@ def validate(tree: Any) -> Config:
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Every valid key, dotted."""
     for name, field in model.model_fields.items():
-        part = field.annotation
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            yield from keys(part, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+        choices = get_args(field.annotation) or (field.annotation,)
+        parts = [part for part in choices if isinstance(part, type) and issubclass(part, BaseModel)]
+        below = [key for part in parts for key in keys(part, f"{prefix}{name}.")]  # of a network: those of each kind
+        yield from dict.fromkeys(below or [f"{prefix}{name}"])
 
 
 def _describe(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    value = problem["input"]
+    where, value = problem["loc"], problem["input"]
+    kind = where[2] if where[:2] == ("model", "network") and len(where) > 3 else None
+    key = ".".join(str(part) for part in (where if kind is None else where[:2] + where[3:]))  # the kind is no key
+    if problem["type"] == "union_tag_invalid":
+        return f"{key}.kind={problem['ctx']['tag']!r}: must be one of {problem['ctx']['expected_tags']}"
     if problem["type"] == "extra_forbidden":
+        if kind and key in keys():
+            return f"{key}: a network of kind {kind} has no such setting"
         near = difflib.get_close_matches(key, list(keys()), 1) or [
             full for full in keys() if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
         ]
@@ -258,6 +274,6 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"key {key!r} is missing and has no default"
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and not key:
-        return message
+    if problem["type"] == "value_error" and isinstance(value, dict):  # a whole part, whose settings disagree
+        return f"{key}: {message}" if key else message
     return f"{key}={value!r}: {message[0].lower()}{message[1:]}"

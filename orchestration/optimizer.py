@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class OptimizerConfig(BaseModel):
@@ -20,7 +20,14 @@ class OptimizerConfig(BaseModel):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay, times the learning rate, on every parameter")
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled decay, times the learning rate, on every parameter of the network"
+    )
+    schedule_weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="the same on genmd4's w, pulling powers to ln 2; the reference has weight_decay there, too",
+    )
     clip_norm: float = Field(0.0, ge=0, description="global gradient norm is clipped to this; 0 = off (the paper)")
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights; 0 = none")
 
@@ -36,6 +43,20 @@ def learning_rate(step: int, base: float, warmup: int, steps: int, schedule: str
         return base * rise
     progress = max(0, step - warmup) / max(1, steps - warmup)
     return base * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(model: nn.Module, options: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups of parameters that the optimizer treats alike: the network's, and a learned schedule's if there is one.
+
+    Groups are told apart by name: what lies below `schedule.` belongs to the schedule.
+    """
+    named = list(model.named_parameters())
+    schedule = [p for name, p in named if name.startswith("schedule.")]
+    groups = [
+        {"params": [p for name, p in named if not name.startswith("schedule.")], "weight_decay": options.weight_decay},
+        {"params": schedule, "weight_decay": options.schedule_weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 class AdamWithEma(torch.optim.AdamW):

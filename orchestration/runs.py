@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from md4 import weights
 from md4.errors import UserError
 from md4.model import build
-from md4.objectives import MD4
+from md4.objectives import MaskedDiffusion
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
-from pipelines.vocabularies import Vocabulary, vocabulary
+from pipelines.vocabularies import Vocabulary
 
 # What may differ between a run and its continuation: it changes neither the data, the model nor the updates.
 _FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
@@ -122,7 +123,7 @@ def rewind(path: Path, step: int) -> None:
 class Loaded:
     """A trained model, ready to sample and evaluate."""
 
-    model: MD4
+    model: MaskedDiffusion
     vocabulary: Vocabulary
     config: Config
     step: int
@@ -147,9 +148,32 @@ def load_model(
     model.load_state_dict(checkpoint.tensors(kind))
     return Loaded(
         model=model.eval(),
-        vocabulary=vocabulary(run.config.data.vocabulary),
+        vocabulary=run.config.data.tokens,
         config=run.config,
         step=checkpoint.step,
         weights_hash=checkpoint.weights_hash(kind),
         path=run.path,
+    )
+
+
+def export(path: str | Path, folder: str | Path, *, ema: bool = True, report: Callable[[str], None] = print) -> Path:
+    """Write the model of a run's newest sound checkpoint to a new `folder` that `md4.load` reads; returns it.
+
+    Raises:
+        UserError: not a run, no sound checkpoint in it, or the folder is taken.
+    """
+    loaded = load_model(path, ema=ema, report=report)
+    return weights.export(
+        folder,
+        loaded.model,
+        loaded.config.model,
+        sampling=loaded.config.sampling,
+        vocabulary=loaded.vocabulary.name,
+        symbols=getattr(loaded.vocabulary, "symbols", None),
+        source={
+            "run": loaded.config.name,
+            "step": loaded.step,
+            "averaged": ema and bool(loaded.config.optimizer.ema),
+            "weights_hash": loaded.weights_hash,
+        },
     )

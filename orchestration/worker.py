@@ -19,12 +19,13 @@ import torch.distributed as dist
 from ray.train.torch import get_device
 
 from md4 import noise
+from md4.genmd4 import GenMD4
 from md4.likelihood import mean_and_error, nelbo
 from md4.model import build
-from md4.objectives import MD4, bits_per_token, global_times, mask_uniforms
-from orchestration import checkpoints
+from md4.objectives import MaskedDiffusion, bits_per_token
+from orchestration import checkpoints, powers
 from orchestration.config import Config, validate
-from orchestration.optimizer import AdamWithEma, learning_rate
+from orchestration.optimizer import AdamWithEma, learning_rate, parameter_groups
 from orchestration.runs import Run, rewind
 from orchestration.tracking import Trackers
 from orchestration.zero import EngineState, initialize
@@ -91,11 +92,10 @@ class _Training:
         model = build(config.model, compute=dtype, seed=config.seed).to(self.device)
         options = config.optimizer
         self.optimizer = AdamWithEma(
-            model.parameters(),
+            parameter_groups(model, options),
             lr=options.learning_rate,
             betas=(options.beta1, options.beta2),
             eps=options.eps,
-            weight_decay=options.weight_decay,
             ema=options.ema,
             fused=True,
         )
@@ -107,7 +107,7 @@ class _Training:
             accumulation=share // self.micro_batch,
             clip_norm=options.clip_norm,
         )
-        self.model = cast(MD4, self.engine.module)
+        self.model = cast(MaskedDiffusion, self.engine.module)
         self.state = EngineState(self.engine, self.optimizer)
         self.run = Run(config.directory)
         self.meter = _Meter()
@@ -168,18 +168,17 @@ class _Training:
             group["lr"] = rate
         slots = torch.as_tensor(batch.slots, device=self.device)
         tokens = torch.as_tensor(batch.tokens, device=self.device)
-        t = global_times(self.seed, step, slots, self.config.train.batch_size, self.config.train.slices)
-        uniforms = mask_uniforms(self.seed, step, slots, tokens.shape[1])
+        train, length = self.config.train, tokens.shape[1]
+        drawn = self.model.noise(self.seed, step, slots, train.batch_size, train.slices, length)
         torch.manual_seed(noise.key(self.seed, "dropout", step, self.rank))
 
         self.engine.train()
         for part in torch.arange(len(slots)).split(self.micro_batch):
             lo, hi = int(part[0]), int(part[-1]) + 1
-            nats = self.engine(tokens[lo:hi], t[lo:hi], uniforms[lo:hi])
-            bits = self.model.bits_per_token(nats, tokens.shape[1])
-            self.engine.backward(bits.mean())
-            self.meter.add(bits.detach())
-            if hi == len(slots) and (step + 1) % self.config.train.log_every == 0:
+            loss = self.engine(tokens[lo:hi], **{name: values[lo:hi] for name, values in drawn.items()})
+            self.engine.backward(bits_per_token(loss.optimised, length).mean())
+            self.meter.add(bits_per_token(loss.bound, length))
+            if hi == len(slots) and (step + 1) % train.log_every == 0:
                 self.meter.gradient_norm = self._gradient_norm_before_step()
             self.engine.step()
         self.meter.steps += 1
@@ -192,13 +191,13 @@ class _Training:
         return float(torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
 
     def _report(self) -> None:
-        """One line of metrics: the mean loss since the last one, over all workers."""
+        """One line of metrics: the mean bound since the last one, over all workers, and a learned schedule's powers."""
         norm = self.meter.gradient_norm
         if norm is None:
             known = self.engine.get_global_grad_norm()
             norm = None if known is None else float(known)
         seconds = self.meter.seconds()
-        bits = self.meter.mean(self.device)
+        bits, learned = self.meter.mean(self.device), self._powers()
         if not math.isfinite(bits):
             raise Diverged(
                 f"the loss is {bits} at step {self.step}; the last checkpoint is untouched. "
@@ -213,8 +212,14 @@ class _Training:
                 learning_rate=self.optimizer.param_groups[0]["lr"],
                 seconds_per_step=seconds,
                 tokens_per_second=self.tokens_per_step / seconds,
+                **({} if learned is None else _range_of(learned)),
             )
         self.meter.clear()
+
+    @torch.no_grad()
+    def _powers(self) -> torch.Tensor | None:
+        """The powers of a learned schedule, `[V]` on the CPU; None where there is none. Collective."""
+        return self.model.schedule().cpu() if isinstance(self.model, GenMD4) else None
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -266,13 +271,31 @@ class _Training:
             }
             folder = checkpoints.save(self.run.checkpoints, self.state, self.step, facts, self.config.checkpoint.keep)
             seconds = time.perf_counter() - began
+            if isinstance(self.model, GenMD4):
+                self._write_powers()
         if self.rank == 0:
             self._log("checkpoint", path=folder.name, seconds=seconds)
         # Ray keeps the figures of the last report and learns that the worker lives; the checkpoint itself is ours.
         ray.train.report({"step": self.step})
 
+    def _write_powers(self) -> None:
+        """The averaged powers, those that evaluation and sampling see, as a table and a picture. Collective."""
+        with self.state.averaged():
+            learned = self._powers()
+        if self.rank == 0 and learned is not None:
+            title = f"{self.config.name}: powers after {self.step} steps"
+            powers.write(learned.tolist(), self.config.data.tokens, title, self.run.reports)
+
     def _log(self, kind: str, **figures: Any) -> None:
         self.trackers.log({"kind": kind, "step": self.step, "time": time.time(), **figures})
+
+
+def _range_of(learned: torch.Tensor) -> dict[str, float]:
+    return {
+        "power_min": learned.min().item(),
+        "power_mean": learned.mean().item(),
+        "power_max": learned.max().item(),
+    }
 
 
 class _Meter:

@@ -1,20 +1,26 @@
-"""Documents to shards: one Ray Data task per part of the corpus, resumable, the same result on any number of CPUs.
+"""Documents or images to shards: one Ray Data task per part of the corpus, resumable, the same on any number of CPUs.
 
-A source's units are dealt out to *parts* by their bytes alone. The task of a part reads its units, normalises the text,
-cuts long documents at white space, sends each document to a split by a hash of its text, shuffles the documents of a
-split, joins them by single spaces, encodes them, and cuts the tokens into rows. It writes its shards, and then a record
-`parts/00007.json` of what it did. A part with a record whose units and shards are as recorded is not done again. When
-all parts are done, the manifest is written (`pipelines.shards`).
+A source's units are dealt out to *parts* by their bytes alone. The task of a part of a text reads its units, normalises
+the text, cuts long documents at white space, sends each document to a split by a hash of its text, shuffles the
+documents of a split, encodes them, joins them, and cuts the tokens into rows. The task of a part of a set of images
+makes each image a row (`pipelines.images`), sends it to a split by a hash of its pixels, unless the source has that
+split itself, and shuffles them. It writes its shards, and then a record `parts/00007.json` of what it did. A part with
+a record whose units and shards are as recorded is not done again. When all parts are done, the manifest is written
+(`pipelines.shards`).
 """
 
+import difflib
 import functools
 import hashlib
 import json
+import math
+import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,10 +28,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from md4.errors import UserError
-from pipelines import ngrams, shards, sources
-from pipelines.shards import Manifest, Shard, SourceFacts, Split
+from pipelines import images, ngrams, pixels, shards, sources
+from pipelines.shards import Manifest, PixelFacts, Shard, SourceFacts, Split
+from pipelines.units import Source, Unit
 from pipelines.vocabularies import Vocabulary, vocabulary
 
+PIXELS = "pixels"  # the vocabulary of images
+_FOR_TEXT = ("document_chars",)  # settings that only text has
+_FOR_IMAGES = ("shape", "levels", "fit", "damaged", "image_column", "label_column")
+_IMAGE_PART_BYTES = 2**26
 _STALE_SECONDS = 3600.0  # temporary files older than this have no process that still writes them
 
 
@@ -35,19 +46,40 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(
-        default="pydocs", description="where the text comes from: text (files) or pydocs (Python's own docs)"
+        default="pydocs",
+        description="where the data come from: text (files) or pydocs (Python's own docs); of images digits (ship with "
+        "scikit-learn), idx (MNIST), cifar, images (a folder), webdataset or image-parquet",
     )
     path: str | None = Field(
-        default=None, description="for the source text: a text file, or a folder of .txt and .md files"
+        default=None, description="where the source lies: for text a file, or a folder of .txt and .md files"
     )
     vocabulary: str = Field(
-        default="text8", description="how text becomes tokens: text8 (the 27 symbols a-z and space)"
+        default="text8",
+        description="how documents become tokens: text8 (the 27 symbols a-z and space), gpt2, or pixels",
     )
-    length: int = Field(default=256, ge=8, le=65536, description="tokens of a row")
+    length: int = Field(
+        default=256, ge=8, le=65536, description="tokens of a row; for images height * width * channels, by default"
+    )
+    shape: tuple[int, int, int] | None = Field(
+        default=None, description="height, width and channels (1 = grey, 3 = RGB) of images; digits, idx, cifar know it"
+    )
+    levels: int | None = Field(
+        default=None, ge=2, le=256, description="brightness levels of images; by default all: 256, of digits 17"
+    )
+    fit: Literal["exact", "crop"] = Field(
+        default="exact", description="images of another size: exact = refused, crop = cut around the centre and resized"
+    )
+    damaged: Literal["refuse", "skip"] = Field(
+        default="refuse", description="images that cannot be used: refuse = stop with a message, skip = count them"
+    )
+    image_column: str | None = Field(default=None, description="of image-parquet; null = image, or the only one")
+    label_column: str | None = Field(default=None, description="of image-parquet; null = label, if there is one")
     validation: float = Field(
-        default=0.05, ge=0, lt=1, description="share of the documents that go to the split validation"
+        default=0.05, ge=0, lt=1, description="share that goes to the split validation, unless the source has its own"
     )
-    test: float = Field(default=0.05, ge=0, lt=1, description="share of the documents that go to the split test")
+    test: float = Field(
+        default=0.05, ge=0, lt=1, description="share that goes to the split test, unless the source has its own"
+    )
     document_chars: int = Field(
         default=20_000, ge=100, description="longer documents are cut at white space, in characters"
     )
@@ -64,8 +96,35 @@ class DataConfig(BaseModel):
     )
     directory: str = Field(default="data", description="folder that the prepared set is put into")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, tree: Any) -> Any:
+        return cls.filled_in(tree) if isinstance(tree, dict) else tree
+
+    @staticmethod
+    def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
+        """The settings with what follows from others of them: a set of images knows its vocabulary and its length."""
+        kind = tree.get("source")
+        if kind not in images.KINDS:
+            return tree
+        shape = tree.get("shape") or images.SHAPES.get(kind)
+        defaults: dict[str, Any] = {"vocabulary": PIXELS, "part_bytes": _IMAGE_PART_BYTES}
+        if isinstance(shape, list | tuple) and len(shape) == 3 and all(isinstance(size, int) for size in shape):
+            defaults["length"] = math.prod(shape)
+        filled = defaults | tree
+        filled["shape"] = shape
+        if filled.get("levels") is None:
+            filled["levels"] = images.native_levels(kind)
+        return filled
+
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":
+        if self.source in images.KINDS:
+            self._check_images()
+        elif self.vocabulary.startswith(PIXELS):
+            raise ValueError(f"vocabulary={self.vocabulary} is for images, but source={self.source} is text")
+        elif self.shape is not None or self.levels is not None:
+            raise ValueError(f"shape and levels are for images, but source={self.source} is text")
         if self.validation + self.test >= 1:
             raise ValueError(f"validation + test must be below 1, got {self.validation} + {self.test}")
         if self.rows_per_shard % self.rows_per_group:
@@ -74,9 +133,56 @@ class DataConfig(BaseModel):
             )
         return self
 
+    def _check_images(self) -> None:
+        if self.vocabulary != PIXELS:
+            raise ValueError(
+                f"vocabulary={self.vocabulary} is for text, but source={self.source} has images: say pixels"
+            )
+        if self.shape is None:
+            raise ValueError(f"shape must be given for source={self.source}: [height, width, channels]")
+        if min(self.shape) < 1 or self.shape[2] not in (1, 3):
+            raise ValueError(f"shape={list(self.shape)} must be [height, width, channels] with 1 or 3 channels")
+        if self.length != math.prod(self.shape):
+            raise ValueError(
+                f"length={self.length} must be height * width * channels = {math.prod(self.shape)} of the shape; "
+                "leave it out"
+            )
+        if self.levels is None or self.levels > images.native_levels(self.source):
+            raise ValueError(f"levels={self.levels}: source={self.source} has {images.native_levels(self.source)}")
+
+    @property
+    def has_images(self) -> bool:
+        """Is an example an image, not text?"""
+        return self.source in images.KINDS
+
+    @property
+    def tokens(self) -> Vocabulary:
+        """The vocabulary of the set; UserError for an unknown one."""
+        return vocabulary(self.vocabulary if self.levels in (None, 256) else f"{self.vocabulary}{self.levels}")
+
+    def recipe(self) -> images.Recipe:
+        """How images become tokens."""
+        assert self.shape is not None
+        assert self.levels is not None
+        return images.Recipe(
+            self.source, self.shape, self.levels, self.fit, self.damaged, self.image_column, self.label_column
+        )
+
     def content(self) -> dict[str, Any]:
         """The configuration as far as it decides the result."""
-        return self.model_dump(exclude={"directory"})
+        return self.model_dump(exclude={"directory", *(_FOR_TEXT if self.has_images else _FOR_IMAGES)})
+
+
+class ImageRecord(BaseModel):
+    """What a part's record says about images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labelled: bool | None  # None: there were no images
+    top_label: int  # the highest; -1 without any
+    converted: dict[str, int]
+    rejected: dict[str, int]
+    examples: list[str]
 
 
 class PartRecord(BaseModel):
@@ -84,15 +190,27 @@ class PartRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    config: str  # digest of the configuration
+    config: str  # digest of the configuration and of what the part must know of the whole source
     units: list[tuple[str, int, int, int]]  # name, start, stop, stamp
     source_sha256: list[str]  # of each unit's bytes
     splits: dict[str, Split]
+    images: ImageRecord | None = None
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that a configuration names; UserError for one that is unknown or whose path makes no sense."""
+    if config.has_images:
+        return images.open_source(config.source, config.path, config.image_column, config.label_column)
+    if config.source in sources.KINDS:
+        return sources.open_source(config.source, config.path)
+    known = (*sources.KINDS, *images.KINDS)
+    nearest = difflib.get_close_matches(config.source, known, n=1, cutoff=0)[0]
+    raise UserError(f"unknown data source {config.source!r}: known are {', '.join(known)}; did you mean {nearest!r}?")
 
 
 def prepared_path(config: DataConfig) -> Path:
     """The folder of the prepared set of this configuration, whether or not it exists."""
-    source = sources.open_source(config.source, config.path)
+    source = open_source(config)
     name = f"{source.label}-{config.vocabulary}-{config.length}-{_digest(config, source)[:8]}"
     return Path(config.directory, name)
 
@@ -100,7 +218,7 @@ def prepared_path(config: DataConfig) -> Path:
 def check(config: DataConfig) -> None:
     """UserError if there is neither a prepared set nor a corpus to make it from. Needs no Ray, reads no text."""
     if not (prepared_path(config) / shards.MANIFEST).exists():
-        sources.open_source(config.source, config.path).list_units(config.part_bytes)
+        open_source(config).list_units(config.part_bytes)
 
 
 def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path:
@@ -109,39 +227,63 @@ def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path:
     A finished set is returned at once after a look at its files and at the corpus. UserError for a corpus that is
     missing, unreadable, not UTF-8, empty, too small, or that is not the one the finished set was made from.
     """
-    source = sources.open_source(config.source, config.path)
-    words = vocabulary(config.vocabulary)
+    source = open_source(config)
+    words = config.tokens
     root = prepared_path(config)
     if _is_finished(config, source, root, report):
         return root
 
-    parts = _parts(source.list_units(config.part_bytes), config.part_bytes)
+    units = source.list_units(config.part_bytes)
+    parts = _parts(units, config.part_bytes)
+    own_splits = sorted({unit.split for unit in units if unit.split})
+    whole = _Whole(own_splits=own_splits, class_names=source.class_names())
     started = time.monotonic()
     total = sum(unit.size for part in parts for unit in part)
     report(f"data: preparing {source.identity} ({total / 1e6:.1f} MB in {len(parts)} parts) into {root}")
-    reused = _run_parts(config, _digest(config, source), root, parts, report)
+    reused = _run_parts(config, whole, whole.digest(_digest(config, source)), root, parts)
     if reused:
         report(f"data: {reused} of {len(parts)} parts were ready from before")
     records = [record for number in range(len(parts)) if (record := _load_record(root, number))]
     if len(records) < len(parts):
         raise RuntimeError(f"{len(parts) - len(records)} records of parts disappeared from {str(root / 'parts')!r}")
-    manifest = _manifest(config, source, words, root, records)
+    manifest = _manifest(config, source, whole, words, root, records)
     _remove_leftovers(root, manifest, len(parts))
     shards.write_atomically(root / shards.MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
     rows = ", ".join(f"{name} {split.rows:,} rows" for name, split in manifest.splits.items())
+    if manifest.pixels and manifest.pixels.converted:
+        report(f"data: converted images: {_counted(manifest.pixels.converted)}")
+    if manifest.pixels and manifest.pixels.rejected:
+        report(f"data: left out images: {_counted(manifest.pixels.rejected)}; some are named in {shards.MANIFEST}")
     report(f"data: ready in {time.monotonic() - started:.1f} s: {rows} of {config.length} tokens in {root}")
     return root
 
 
-def _digest(config: DataConfig, source: sources.Source) -> str:
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+
+def _digest(config: DataConfig, source: Source) -> str:
     facts = {**config.content(), "path": None, "identity": source.identity}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class _Whole(BaseModel):
+    """What a part must know of the whole source."""
+
+    own_splits: list[str]  # those that the source itself has
+    class_names: list[str] | None
+
+    def digest(self, config: str) -> str:
+        """Names the configuration and this together; for text, of which this says nothing, it is the former alone."""
+        if not self.own_splits and self.class_names is None:
+            return config
+        return hashlib.sha256((config + self.model_dump_json()).encode()).hexdigest()
 
 
 # -- finished or not -------------------------------------------------------------------------------------------------
 
 
-def _is_finished(config: DataConfig, source: sources.Source, root: Path, report: Callable[[str], None]) -> bool:
+def _is_finished(config: DataConfig, source: Source, root: Path, report: Callable[[str], None]) -> bool:
     """Is there a manifest, are its shards there, and is the corpus the one it was made from?"""
     if not (root / shards.MANIFEST).exists():
         return False
@@ -171,24 +313,31 @@ def _is_finished(config: DataConfig, source: sources.Source, root: Path, report:
     return True
 
 
-def _same_corpus(record: PartRecord, part: list[sources.Unit]) -> bool:
+def _same_corpus(record: PartRecord, part: list[Unit]) -> bool:
     """Are these the units that the record is about? Their bytes are hashed only if a modification time differs."""
     now = [(unit.name, unit.start, unit.stop, unit.stamp) for unit in part]
     if now == record.units:
         return True
     if [unit[:3] for unit in now] != [unit[:3] for unit in record.units]:
         return False
-    return [hashlib.sha256(sources.read_piece(unit)).hexdigest() for unit in part] == record.source_sha256
+    return [_source_sha256(unit) for unit in part] == record.source_sha256
 
 
-def _parts(units: list[sources.Unit], part_bytes: int) -> list[list[sources.Unit]]:
+def _source_sha256(unit: Unit) -> str:
+    if unit.kind in images.KINDS:
+        return images.digest(unit)
+    return hashlib.sha256(sources.read_piece(unit)).hexdigest()
+
+
+def _parts(units: list[Unit], part_bytes: int) -> list[list[Unit]]:
     """Deal units out to parts of about `part_bytes`: runs of the list, by the bytes before each unit's middle."""
-    total = sum(unit.size for unit in units)
+    total = max(1, sum(unit.size for unit in units))
     count = -(-total // part_bytes)
-    parts: list[list[sources.Unit]] = [[] for _ in range(count)]
+    parts: list[list[Unit]] = [[] for _ in range(count)]
     before = 0
     for unit in units:
-        parts[(2 * before + unit.size) * count // (2 * total)].append(unit)
+        # An empty file at the very end still belongs to the last part.
+        parts[min((2 * before + unit.size) * count // (2 * total), count - 1)].append(unit)
         before += unit.size
     return [part for part in parts if part]
 
@@ -196,17 +345,17 @@ def _parts(units: list[sources.Unit], part_bytes: int) -> list[list[sources.Unit
 # -- the Ray Data job ------------------------------------------------------------------------------------------------
 
 
-def _run_parts(
-    config: DataConfig, digest: str, root: Path, parts: list[list[sources.Unit]], report: Callable[[str], None]
-) -> int:
+def _run_parts(config: DataConfig, whole: _Whole, digest: str, root: Path, parts: list[list[Unit]]) -> int:
     """Have every part prepared, and return how many of them were ready before. UserError as soon as one has failed."""
-    work = functools.partial(_part_task, config=config, digest=digest, root=str(root.absolute()), parts=parts)
     # Imported where Ray is needed: reading a configuration should not take a second longer.
     import ray.data
 
     from pipelines.ray_data import quiet
 
-    dataset = ray.data.from_items([{"part": number} for number in range(len(parts))], override_num_blocks=len(parts))
+    work = functools.partial(_part_task, config=config, whole=whole, digest=digest, root=str(root.absolute()))
+    # A task gets the units of its own part only: a set of images may have a million of them.
+    items = [{"part": number, "units": pickle.dumps(part)} for number, part in enumerate(parts)]
+    dataset = ray.data.from_items(items, override_num_blocks=len(parts))
     reused = 0
     with _progress(sum(unit.size for part in parts for unit in part)) as advance:
         for done in quiet(dataset.map(work)).iter_batches(batch_size=None, prefetch_batches=0):
@@ -228,21 +377,21 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda amount: progress.advance(task, amount)
 
 
-def _part_task(
-    row: dict[str, Any], *, config: DataConfig, digest: str, root: str, parts: list[list[sources.Unit]]
-) -> dict[str, Any]:
+def _part_task(row: dict[str, Any], *, config: DataConfig, whole: _Whole, digest: str, root: str) -> dict[str, Any]:
     """Prepare one part unless that is done. A user's mistake comes back as text: it is not the task that failed."""
-    number = int(row["part"])
+    number, units = int(row["part"]), pickle.loads(row["units"])
     try:
-        ready = _is_done(Path(root), number, digest, parts[number])
+        ready = _is_done(Path(root), number, digest, units)
         if not ready:
-            _prepare_part(Path(root), number, digest, parts[number], config)
+            prepare_units = _prepare_images if config.has_images else _prepare_text
+            record = prepare_units(Path(root), number, digest, units, config, whole)
+            shards.write_atomically(_record_file(Path(root), number), record.model_dump_json(indent=1).encode() + b"\n")
     except UserError as error:
         return {"part": number, "error": str(error), "ready": False}
     return {"part": number, "error": "", "ready": ready}
 
 
-def _is_done(root: Path, number: int, digest: str, part: list[sources.Unit]) -> bool:
+def _is_done(root: Path, number: int, digest: str, part: list[Unit]) -> bool:
     record = _load_record(root, number)
     return (
         record is not None
@@ -264,8 +413,8 @@ def _load_record(root: Path, number: int) -> PartRecord | None:
         return None
 
 
-def _prepare_part(root: Path, number: int, digest: str, part: list[sources.Unit], config: DataConfig) -> None:
-    words = vocabulary(config.vocabulary)
+def _prepare_text(root: Path, number: int, digest: str, part: list[Unit], config: DataConfig, _: _Whole) -> PartRecord:
+    words = config.tokens
     readings = [sources.read(unit) for unit in part]
     texts: dict[str, list[tuple[bytes, str]]] = {name: [] for name in shards.SPLITS}
     for reading in readings:
@@ -277,7 +426,7 @@ def _prepare_part(root: Path, number: int, digest: str, part: list[sources.Unit]
     splits = {}
     for name, documents in texts.items():
         documents.sort()  # by hash: a shuffle that depends on nothing but the documents
-        tokens = words.encode(" ".join(text for _, text in documents))
+        tokens = _joined(words, [text for _, text in documents])
         rows = tokens[: len(tokens) // config.length * config.length].reshape(-1, config.length)
         splits[name] = Split(
             documents=len(documents),
@@ -287,23 +436,86 @@ def _prepare_part(root: Path, number: int, digest: str, part: list[sources.Unit]
             rows=len(rows),
             shards=_write_shards(root, name, number, rows, config),
         )
-    record = PartRecord(
+    return PartRecord(
         config=digest,
         units=[(unit.name, unit.start, unit.stop, unit.stamp) for unit in part],
         source_sha256=[reading.sha256 for reading in readings],
         splits=splits,
     )
-    shards.write_atomically(_record_file(root, number), record.model_dump_json(indent=1).encode() + b"\n")
 
 
-def _write_shards(root: Path, split: str, number: int, rows: np.ndarray, config: DataConfig) -> list[Shard]:
-    most = config.rows_per_shard
-    return [
-        shards.write_shard(
-            root, f"{split}/{number:05d}-{index:04d}.parquet", rows[start : start + most], config.rows_per_group
+def _joined(words: Vocabulary, texts: list[str]) -> np.ndarray:
+    """The tokens of documents, one behind the other. A separator that is no token of its own does not end the last."""
+    if not texts:
+        return words.encode("")
+    tokens = np.concatenate(words.encode_documents(texts))
+    return tokens if words.end_of_text is not None else tokens[:-1]
+
+
+def _prepare_images(
+    root: Path, number: int, digest: str, part: list[Unit], config: DataConfig, whole: _Whole
+) -> PartRecord:
+    recipe = config.recipe()
+    readings = [images.read(unit, recipe, whole.class_names) for unit in part]
+    labelled = {reading.labels is not None for reading in readings if len(reading.tokens)}
+    if len(labelled) > 1:
+        raise UserError(f"some images have labels and others have none: see the files {part[0].file!r} ...")
+    tokens = np.concatenate([reading.tokens for reading in readings])
+    labels = np.concatenate([reading.labels for reading in readings if reading.labels is not None] or [np.empty(0)])
+    own = [unit.split for unit, reading in zip(part, readings, strict=True) for _ in reading.tokens]
+    shares = {name: 0.0 if name in whole.own_splits else getattr(config, name) for name in ("validation", "test")}
+
+    chosen: dict[str, list[tuple[bytes, int]]] = {name: [] for name in shards.SPLITS}
+    for row, split_of_source in enumerate(own):
+        split, place = assign(tokens[row].tobytes(), **shares)
+        chosen[split if split_of_source in (None, "train") else split_of_source].append((place, row))
+
+    splits = {}
+    for name, places in chosen.items():
+        # By hash, as with documents. Equal images stand as their files do.
+        rows = np.array([row for _, row in sorted(places)], np.int64)
+        splits[name] = Split(
+            documents=len(rows),
+            characters=0,
+            tokens=len(rows) * config.length,
+            dropped_tokens=0,
+            rows=len(rows),
+            shards=_write_shards(root, name, number, tokens[rows], config, labels[rows] if True in labelled else None),
         )
-        for index, start in enumerate(range(0, len(rows), most))
-    ]
+    notes = [reading.notes for reading in readings]
+    return PartRecord(
+        config=digest,
+        units=[(unit.name, unit.start, unit.stop, unit.stamp) for unit in part],
+        source_sha256=[reading.sha256 for reading in readings],
+        splits=splits,
+        images=ImageRecord(
+            labelled=None if not labelled else True in labelled,
+            top_label=int(labels.max()) if len(labels) else images.NO_LABEL,
+            converted=_summed(note.converted for note in notes),
+            rejected=_summed(note.rejected for note in notes),
+            examples=[example for note in notes for example in note.examples][: images.EXAMPLES],
+        ),
+    )
+
+
+def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Sums by key, the keys sorted."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def _write_shards(
+    root: Path, split: str, number: int, rows: np.ndarray, config: DataConfig, labels: np.ndarray | None = None
+) -> list[Shard]:
+    most, group = config.rows_per_shard, config.rows_per_group
+    written = []
+    for index, start in enumerate(range(0, len(rows), most)):
+        known = None if labels is None else labels[start : start + most]
+        path = f"{split}/{number:05d}-{index:04d}.parquet"
+        written.append(shards.write_shard(root, path, rows[start : start + most], group, known))
+    return written
 
 
 def cut(text: str, most: int) -> list[str]:
@@ -321,12 +533,13 @@ def cut(text: str, most: int) -> list[str]:
     return [*pieces, text[start:]] if text else []
 
 
-def assign(text: str, validation: float, test: float) -> tuple[str, bytes]:
-    """The split of a document, and its place in the shuffled order: both from hashes of its text.
+def assign(content: str | bytes, validation: float, test: float) -> tuple[str, bytes]:
+    """The split of a document or an image, and its place in the shuffled order: both from hashes of its content.
 
-    Equal documents fall into the same split. A larger validation share takes documents from train only.
+    Equal ones fall into the same split. A larger validation share takes from train only.
     """
-    digest = hashlib.blake2b(text.encode(), digest_size=24, person=b"md4 split").digest()
+    data = content.encode() if isinstance(content, str) else content
+    digest = hashlib.blake2b(data, digest_size=24, person=b"md4 split").digest()
     point = int.from_bytes(digest[:8], "big") / 2**64
     split = "test" if point < test else "validation" if point < test + validation else "train"
     return split, digest[8:]
@@ -336,10 +549,16 @@ def assign(text: str, validation: float, test: float) -> tuple[str, bytes]:
 
 
 def _manifest(
-    config: DataConfig, source: sources.Source, words: Vocabulary, root: Path, records: list[PartRecord]
+    config: DataConfig, source: Source, whole: _Whole, words: Vocabulary, root: Path, records: list[PartRecord]
 ) -> Manifest:
     splits = {name: _join([record.splits[name] for record in records]) for name in shards.SPLITS}
     train = splits["train"]
+    if not train.rows and config.has_images:
+        others = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
+        left_out = _summed(record.images.rejected for record in records if record.images)
+        raise UserError(
+            f"no images of {source.identity} are for training: {others}; left out: {_counted(left_out) or 'none'}"
+        )
     if not train.rows:
         raise UserError(
             f"the corpus {source.identity} is too small: its train split has {train.tokens} tokens in {len(records)} "
@@ -363,7 +582,8 @@ def _manifest(
         ),
         config=config.content(),
         splits=splits,
-        ngrams=_ngrams(root, train, words.size),
+        ngrams=None if config.has_images else _ngrams(root, train, words.size),
+        pixels=_pixel_facts(config, whole, root, train, [record.images for record in records if record.images]),
         fingerprint="",
     )
     return manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
@@ -385,6 +605,35 @@ def _ngrams(root: Path, train: Split, size: int) -> shards.NGrams | None:
         return None
     blocks = (shards.read_shard(root, shard) for shard in train.shards)
     return shards.NGrams(**ngrams.entropies(ngrams.count_trigrams(blocks, size)))
+
+
+def _pixel_facts(
+    config: DataConfig, whole: _Whole, root: Path, train: Split, records: list[ImageRecord]
+) -> PixelFacts | None:
+    """What the manifest says of images. UserError if labels are missing in some parts, or are more than classes."""
+    if config.shape is None or config.levels is None:
+        return None
+    labelled = {record.labelled for record in records} - {None}
+    if len(labelled) > 1:
+        raise UserError("some files of the set have labels and others have none")
+    classes = None
+    if True in labelled:
+        classes = 1 + max(record.top_label for record in records)
+        if whole.class_names is not None:
+            if classes > len(whole.class_names):
+                raise UserError(f"an image has the label {classes - 1}, but there are {len(whole.class_names)} classes")
+            classes = len(whole.class_names)
+    blocks = (shards.read_shard(root, shard) for shard in train.shards)
+    return PixelFacts(
+        shape=config.shape,
+        levels=config.levels,
+        classes=classes,
+        class_names=whole.class_names if classes is not None else None,
+        **pixels.entropies(pixels.count_positions(blocks, config.length, config.levels)),
+        converted=_summed(record.converted for record in records),
+        rejected=_summed(record.rejected for record in records),
+        rejected_examples=[example for record in records for example in record.examples][: images.EXAMPLES],
+    )
 
 
 def _remove_leftovers(root: Path, manifest: Manifest, parts: int) -> None:

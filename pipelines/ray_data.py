@@ -26,15 +26,18 @@ def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
 
 
 def read_unit(root: str, split: str, fingerprint: str, start: int, rows: np.ndarray) -> Iterator[Block]:
-    """One block with the rows `[steps, n]` of the steps from `start` on: columns `step`, `row` and `tokens [L]`.
+    """One block with the rows `[steps, n]` of the steps from `start` on: columns `step`, `row`, `tokens [L]`.
+
+    And `label`, where the set has labels.
 
     A user's mistake, such as a damaged shard, comes as a block with the column `error`: it is an answer, not a failure
     that Ray should try again or wrap in traces.
     """
     try:
-        tokens = open_set(root, split, fingerprint).read(rows.ravel())
+        tokens, labels = open_set(root, split, fingerprint).read_labelled(rows.ravel())
     except UserError as error:
         yield BlockAccessor.batch_to_block({"error": np.array([str(error)])})
         return
     steps = np.repeat(np.arange(start, start + len(rows)), rows.shape[1])
-    yield BlockAccessor.batch_to_block({"step": steps, "row": rows.ravel(), "tokens": tokens})
+    known = {} if labels is None else {"label": labels}
+    yield BlockAccessor.batch_to_block({"step": steps, "row": rows.ravel(), "tokens": tokens, **known})

@@ -1,12 +1,13 @@
 """The format of a prepared set: a folder of parquet shards and a manifest, which is written last.
 
     manifest.json               what is in the set (`Manifest`); without it the folder is not a prepared set
-    train/00007-0001.parquet    second shard of part 7: one column `tokens`, a fixed-size list of L tokens per row, zstd
+    train/00007-0001.parquet    second shard of part 7: a column `tokens`, a fixed-size list of L tokens per row, zstd,
+                                and for labelled images a column `label`
     validation/ test/           the other splits
     parts/00007.json            how far the preparation is (`pipelines.prepare`); readers do not need it
 
 Any parquet reader can read the shards. Readers of this module notice damage when they come to it: the manifest has a
-hash of each shard's footer, and the footer has a checksum of the tokens of each row group.
+hash of each shard's footer, and the footer has a checksum of the tokens and labels of each row group.
 
 A row's *id* counts the rows of whole row groups first, shard by shard, and after them those of the short row groups
 that end a part. Hence the ids `g*C .. g*C+C-1` are one row group of C rows, for all but the last ids of a split. That
@@ -37,7 +38,8 @@ FORMAT = "md4-token-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
-_CHECKSUMS = "md4.crc32"  # key in a shard's metadata: CRC-32 of the tokens of each row group
+_CHECKSUMS = "md4.crc32"  # key in a shard's metadata: CRC-32 of each row group's tokens, then labels
+LABEL_DTYPE = np.dtype(np.int32)
 _OPEN_FILES = 32
 
 
@@ -53,14 +55,14 @@ class Shard(_Record):
     bytes: int
     sha256: str  # of the file
     footer: str  # sha256 of parquet's footer, which holds the checksums of the row groups (`_CHECKSUMS`)
-    content: str  # sha256 of the tokens alone, row after row: the same whatever wrote the parquet
+    content: str  # sha256 of the tokens alone, row after row, then the labels: the same whatever wrote the parquet
 
 
 class Split(_Record):
     """What one split holds. tokens = rows * length + dropped_tokens."""
 
-    documents: int
-    characters: int
+    documents: int  # or images
+    characters: int  # of text
     tokens: int
     dropped_tokens: int  # ends of parts, too short for a row
     rows: int
@@ -85,6 +87,20 @@ class NGrams(_Record):
     trigram: float
 
 
+class PixelFacts(_Record):
+    """What is special about a set of images."""
+
+    shape: tuple[int, int, int]  # H, W, C; their product is the length of a row
+    levels: int
+    classes: int | None  # number of classes; None: without labels
+    class_names: list[str] | None
+    independent_bits: float  # entropies of the train split in bits per dimension (`pipelines.pixels`)
+    histogram_bits: float
+    converted: dict[str, int]  # images whose colours or size were changed, by kind
+    rejected: dict[str, int]  # images that were left out, by reason
+    rejected_examples: list[str]
+
+
 class Manifest(_Record):
     """Everything a reader needs to know of a prepared set."""
 
@@ -98,6 +114,7 @@ class Manifest(_Record):
     config: dict[str, Any]
     splits: dict[str, Split]
     ngrams: NGrams | None
+    pixels: PixelFacts | None = None  # of images
     fingerprint: str
 
     def content_fingerprint(self) -> str:
@@ -109,6 +126,8 @@ class Manifest(_Record):
             "rows_per_group": self.rows_per_group,
             "splits": {name: [[s.rows, s.content] for s in split.shards] for name, split in self.splits.items()},
         }
+        if self.pixels:
+            facts |= {"shape": self.pixels.shape, "labelled": self.pixels.classes is not None}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -153,16 +172,27 @@ def write_atomically(file: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_shard(root: Path, path: str, tokens: np.ndarray, rows_per_group: int) -> Shard:
-    """Write rows of tokens `[n, L]` to `root/path`, atomically. The same rows give the same bytes."""
+def write_shard(
+    root: Path, path: str, tokens: np.ndarray, rows_per_group: int, labels: np.ndarray | None = None
+) -> Shard:
+    """Write rows of tokens `[n, L]`, and labels `[n]` if there are any, to `root/path`, atomically.
+
+    The same rows give the same bytes.
+    """
     rows, length = tokens.shape
     tokens = np.ascontiguousarray(tokens)
+    labels = np.empty(0, LABEL_DTYPE) if labels is None else np.ascontiguousarray(labels, LABEL_DTYPE)
     kind = pa.list_(pa.field("item", pa.from_numpy_dtype(tokens.dtype), nullable=False), length)
     column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), type=kind)
     groups = range(0, rows, rows_per_group)
-    checksums = [zlib.crc32(tokens[start : start + rows_per_group].tobytes()) for start in groups]
-    schema = pa.schema([pa.field("tokens", kind, nullable=False)], {_CHECKSUMS: json.dumps(checksums)})
-    table = pa.Table.from_arrays([column], schema=schema)
+    checksums = [
+        _checksum(tokens[start : start + rows_per_group], labels[start : start + rows_per_group]) for start in groups
+    ]
+    fields, columns = [pa.field("tokens", kind, nullable=False)], [column]
+    if len(labels):
+        fields.append(pa.field("label", pa.from_numpy_dtype(LABEL_DTYPE), nullable=False))
+        columns.append(pa.array(labels))
+    table = pa.Table.from_arrays(columns, schema=pa.schema(fields, {_CHECKSUMS: json.dumps(checksums)}))
     buffer = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -182,15 +212,19 @@ def write_shard(root: Path, path: str, tokens: np.ndarray, rows_per_group: int) 
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         footer=_footer_sha256(io.BytesIO(data)),
-        content=hashlib.sha256(tokens.tobytes()).hexdigest(),
+        content=hashlib.sha256(tokens.tobytes() + labels.tobytes()).hexdigest(),
     )
+
+
+def _checksum(tokens: np.ndarray, labels: np.ndarray) -> int:
+    return zlib.crc32(labels.tobytes(), zlib.crc32(tokens.tobytes()))
 
 
 def read_shard(root: Path, shard: Shard) -> np.ndarray:
     """All rows `[n, L]` of a shard; UserError if it is missing or damaged."""
     with _reading(root, shard):
         file = _ShardFile(root, shard)
-        return file.read(np.arange(file.groups))
+        return file.read(np.arange(file.groups))[0]
 
 
 class _ShardFile:
@@ -202,6 +236,7 @@ class _ShardFile:
                 raise ValueError("its footer is not the recorded one")
         # No memory map: a file truncated under one ends the process by a signal instead of an error.
         self._parquet = pq.ParquetFile(root / shard.path, page_checksum_verification=True)
+        self._columns = [name for name in ("tokens", "label") if name in self._parquet.schema_arrow.names]
         metadata = self._parquet.metadata
         self._checksums: list[int] = json.loads((metadata.metadata or {})[_CHECKSUMS.encode()])
         self._counts = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64)
@@ -210,16 +245,18 @@ class _ShardFile:
     def groups(self) -> int:
         return len(self._counts)
 
-    def read(self, groups: np.ndarray) -> np.ndarray:
-        """The rows `[n, L]` of row groups, one group after the other; an empty array for none."""
-        table = self._parquet.read_row_groups(groups.tolist(), columns=["tokens"], use_threads=False)
+    def read(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows `[n, L]` of row groups, one group after the other, and their labels `[n]`, or `[0]` without any."""
+        table = self._parquet.read_row_groups(groups.tolist(), columns=self._columns, use_threads=False)
         column = table["tokens"].combine_chunks()
         rows = column.flatten().to_numpy().reshape(len(column), -1)
-        ends = np.cumsum(self._counts[groups])
-        for group, part in zip(groups, np.split(rows, ends[:-1]), strict=True):
-            if len(part) != self._counts[group] or zlib.crc32(part.tobytes()) != self._checksums[group]:
+        labels = table["label"].to_numpy() if "label" in self._columns else np.empty(0, LABEL_DTYPE)
+        stop = 0
+        for group in groups.tolist():
+            start, stop = stop, stop + self._counts[group]
+            if stop > len(rows) or _checksum(rows[start:stop], labels[start:stop]) != self._checksums[group]:
                 raise ValueError(f"the tokens of its row group {group} are not those that were written")
-        return rows
+        return rows, labels
 
 
 def _footer_sha256(file: BinaryIO) -> str:
@@ -260,6 +297,9 @@ class ShardSet:
         self.fingerprint = self.manifest.fingerprint
         self.rows_per_group = self.manifest.rows_per_group
         self.dtype = token_dtype(self.manifest.vocabulary_size)
+        pixels = self.manifest.pixels
+        self.shape = None if pixels is None else pixels.shape  # H, W, C of images
+        self.labelled = pixels is not None and pixels.classes is not None
         check_sizes(self.root, self._shards)
 
         group = self.rows_per_group
@@ -283,17 +323,25 @@ class ShardSet:
 
         Every row group is read once per call. UserError names a shard that is missing or damaged.
         """
+        return self.read_labelled(ids)[0]
+
+    def read_labelled(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `read`, and the rows' labels `[n]` int32, -1 where a row has none; None where the whole set has none."""
         ids = np.asarray(ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.rows:
             raise IndexError(f"row ids must be in 0..{self.rows - 1}, got {ids.min()}..{ids.max()}")
         out = np.empty((len(ids), self.length), self.dtype)
+        known = np.empty(len(ids), LABEL_DTYPE) if self.labelled else None
         shards, places = self._locate(ids)
         for shard in np.unique(shards):
             mine = np.flatnonzero(shards == shard)
             groups, which = np.unique(places[mine] // self.rows_per_group, return_inverse=True)
-            rows = self._read_groups(int(shard), groups)
-            out[mine] = rows[which * self.rows_per_group + places[mine] % self.rows_per_group]
-        return out
+            rows, labels = self._read_groups(int(shard), groups)
+            which = which * self.rows_per_group + places[mine] % self.rows_per_group
+            out[mine] = rows[which]
+            if known is not None:
+                known[mine] = labels[which]
+        return out, known
 
     def _locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard `[n]` and row within it `[n]` of ids `[n]`."""
@@ -307,8 +355,8 @@ class ShardSet:
         before = np.where(whole, self._whole_before[shards], self._short_before[shards] - self._whole[shards])
         return shards, ids - before
 
-    def _read_groups(self, shard: int, groups: np.ndarray) -> np.ndarray:
-        """Rows `[len(groups) * C or less, L]` of some row groups of a shard, the short one last."""
+    def _read_groups(self, shard: int, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows `[len(groups) * C or less, L]` of some row groups of a shard, the short one last, and their labels."""
         with _reading(self.root, self._shards[shard]):
             return self._file(shard).read(groups)
 

@@ -1,46 +1,29 @@
-"""Where text comes from: a source lists its *units*, small enough to be read by one task, and reads their documents.
+"""Where text comes from: sources (`pipelines.units`) whose units hold documents.
 
     text    a text file, or every *.txt and *.md below a folder; a file is a document
     pydocs  the English of the documentation that ships with the running Python; help topics, modules and classes
             are its documents
 
-Listing is cheap and its order is fixed; reading a unit needs nothing but the unit. A prepared set is therefore the same
-however many tasks read it.
+Images have sources of their own: `pipelines.images`.
 """
 
 import ast
-import difflib
 import hashlib
 import os
 import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from md4.errors import UserError
+from pipelines.units import Source, Unit, label_of, pieces, walk
 
+KINDS = ("pydocs", "text")
 TEXT_SUFFIXES = (".txt", ".md")
 _WHITE = b" \t\n\r\f\v"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A part of a source that is read in one go: the bytes `start..stop-1` of a file (see `read_piece`)."""
-
-    kind: str  # the source's name
-    file: str  # absolute path
-    name: str  # path below the source's root, the same wherever the source lies
-    start: int
-    stop: int
-    stamp: int  # the file's modification time in ns: tells that it may have changed
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -51,23 +34,10 @@ class Reading:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Source:
-    """A named collection of documents.
-
-    `identity` tells it from others of its kind, `label` is short and good for a folder's name.
-    """
-
-    kind: str
-    label: str
-    identity: str
-    list_units: Callable[[int], list[Unit]]  # given the bytes above which a text file is read in pieces
-
-
 def open_source(kind: str, path: str | None) -> Source:
     """The source `kind`, at `path` if it is of a kind that has one. Nothing is read yet.
 
-    UserError for an unknown kind, and for a path that is missing or not wanted.
+    UserError for a path that is missing or not wanted.
     """
     if kind == "pydocs":
         if path is not None:
@@ -77,10 +47,8 @@ def open_source(kind: str, path: str | None) -> Source:
         if path is None:
             raise UserError("data.path is missing: the source 'text' needs a text file or a folder of text files")
         root = Path(path).expanduser().absolute()
-        label = re.sub(r"[^A-Za-z0-9._]+", "-", root.stem).strip("-.") or "text"
-        return Source("text", label, os.path.normpath(root), lambda piece: _list_text(root, piece))
-    nearest = difflib.get_close_matches(kind, ["pydocs", "text"], n=1, cutoff=0)[0]
-    raise UserError(f"unknown data source {kind!r}: known are 'pydocs' and 'text'; did you mean {nearest!r}?")
+        return Source("text", label_of(root, "text"), os.path.normpath(root), lambda piece: _list_text(root, piece))
+    raise ValueError(f"{kind!r} is not one of {KINDS}")
 
 
 def read(unit: Unit) -> Reading:
@@ -100,39 +68,17 @@ def _list_text(root: Path, piece: int) -> list[Unit]:
     if not root.exists():
         raise UserError(f"data.path={str(root)!r} does not exist; it must be a text file or a folder of text files")
     if root.is_dir():
-        files = sorted(_walk(root))
+        files = walk(root, TEXT_SUFFIXES)
         if not files:
             raise UserError(
                 f"no text in {str(root)!r}: a folder must hold files ending in {' or '.join(TEXT_SUFFIXES)}"
             )
     else:
         files = [(root.name, root)]
-    units = [unit for name, file in files for unit in _pieces("text", name, file, piece)]
+    units = [unit for name, file in files for unit in pieces("text", name, file, piece)]
     if not units:
         raise UserError(f"the corpus {str(root)!r} is empty: {len(files)} file(s) of 0 bytes")
     return units
-
-
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename!r}: {error.strerror}") from error
-
-    for folder, _, names in os.walk(root, onerror=refuse):
-        for name in names:
-            if name.lower().endswith(TEXT_SUFFIXES):
-                file = Path(folder, name)
-                yield file.relative_to(root).as_posix(), file
-
-
-def _pieces(kind: str, name: str, file: Path, piece: int) -> Iterator[Unit]:
-    """Units that cover a file; none for an empty one."""
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from error
-    for start in range(0, status.st_size, piece):
-        stop = min(start + piece, status.st_size)
-        yield Unit(kind, str(file), name, start, stop, status.st_mtime_ns)
 
 
 def read_piece(unit: Unit) -> bytes:
@@ -198,7 +144,7 @@ def _list_pydocs() -> list[Unit]:
             if name.endswith(".py"):
                 file = Path(folder, name)
                 # Syntax does not stop at a piece's border: a module is always one unit.
-                units += _pieces("pydocs", file.relative_to(root).as_posix(), file, piece=sys.maxsize)
+                units += pieces("pydocs", file.relative_to(root).as_posix(), file, piece=sys.maxsize)
     if not units:
         raise UserError(f"no documentation of Python in {str(root)!r}: this Python has no source files of its library")
     return sorted(units, key=lambda unit: unit.name)

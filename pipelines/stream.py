@@ -45,6 +45,7 @@ class Batch:
     slots: np.ndarray  # [n] int64: places in the global batch, 0..B-1
     rows: np.ndarray  # [n] int64: row ids in the split
     tokens: np.ndarray  # [n, L] int64
+    labels: np.ndarray | None = None  # [n] int64, -1 where a row has none; None: a set without labels
 
 
 def batches(
@@ -114,12 +115,13 @@ class Stream(Iterator[Batch]):
         """Units to batches, each checked for being the step that is due."""
         with contextlib.closing(self._ahead), contextlib.closing(self._ahead.pairs()) as pairs:
             for unit, block in pairs:
-                steps, tokens = _checked(unit, block)
-                for step, rows, rows_tokens in zip(steps.tolist(), unit.rows, tokens, strict=True):
+                steps, tokens, labels = _checked(unit, block)
+                every = itertools.repeat(None, len(steps)) if labels is None else labels.astype(np.int64)
+                for step, rows, rows_tokens, known in zip(steps.tolist(), unit.rows, tokens, every, strict=True):
                     if step != self.step:
                         raise RuntimeError(f"the stream came to step {step} where step {self.step} was due")
                     self.step += 1
-                    yield Batch(step, self._slots, rows, rows_tokens.astype(np.int64))
+                    yield Batch(step, self._slots, rows, rows_tokens.astype(np.int64), known)
         if self.step != self._stop:
             raise RuntimeError(f"the stream ended at step {self.step}, not at {self._stop}")
 
@@ -173,14 +175,15 @@ def _take(units: Iterator[_Unit], steps: int) -> list[_Unit]:
     return taken
 
 
-def _checked(unit: _Unit, block: _Block) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[k]` and tokens `[k, n, L]` of the block that came for a unit."""
+def _checked(unit: _Unit, block: _Block) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Steps `[k]`, tokens `[k, n, L]` and labels `[k, n]`, if there are any, of the block that came for a unit."""
     if "error" in block:
         raise UserError(str(block["error"][0]))
     if not np.array_equal(block["row"], unit.rows.ravel()):
         raise RuntimeError(f"Ray Data returned other rows than those of the steps from {unit.start} on")
     steps = block["step"].reshape(unit.rows.shape)
-    return steps[:, 0], block["tokens"].reshape(*unit.rows.shape, -1)
+    labels = block["label"].reshape(unit.rows.shape) if "label" in block else None
+    return steps[:, 0], block["tokens"].reshape(*unit.rows.shape, -1), labels
 
 
 # -- Ray Data: one read task, and one block, for each unit ------------------------------------------------------------

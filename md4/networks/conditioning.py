@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NULL_LABEL = -1  # the label of an example that is not told its class
+
 
 def timestep_embedding(x: Tensor, dim: int) -> Tensor:
     """Sines, then cosines, of `x` [B] at dim/2 frequencies from 1 down to 1/10000: float32 `[B, dim]`.
@@ -37,13 +39,16 @@ class Conditioning(nn.Module):
             self.dense_out = nn.Linear(4 * dim, dim)
 
     def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """`t` [B] in [0, 1] and `labels` [B] (needed iff there are classes) -> float32 `[B, dim]`."""
+        """`t` [B] in [0, 1] and `labels` [B] (needed iff there are classes) -> float32 `[B, dim]`.
+
+        A label of -1 is the null class, no class in particular: its embedding is the zero vector.
+        """
         parts = []
         if self.time_input:
             parts.append(timestep_embedding(1000 * t.float(), self.dim))
         if self.classes:
             if labels is None:
                 raise ValueError(f"the network has {self.classes} classes: labels [B] are needed")
-            parts.append(self.class_embed(labels))
+            parts.append(self.class_embed(labels.clamp(min=0)) * (labels >= 0)[:, None])
         condition = torch.cat(parts, dim=1)
         return self.dense_out(F.silu(self.dense_in(condition))) if self.time_input else condition

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from md4 import noise
+from md4.masked_loss import PLAIN_UP_TO, Head, Hidden, Scores, plain_scores, spread
 from md4.networks.conditioning import Conditioning
+from md4.networks.recompute import run_block
+from md4.networks.starting import initialise
 
 NORM_EPS = 1e-5
 GATES = {"glu": torch.sigmoid, "swiglu": F.silu, "geglu": lambda x: F.gelu(x, approximate="tanh")}
@@ -28,6 +30,7 @@ class TransformerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["transformer"] = "transformer"
     feature_dim: int = Field(default=64, ge=4, description="size of a head, of the conditioning and outside embedding")
     heads: int = Field(default=12, ge=1, description="attention heads; the width is feature_dim * heads")
     layers: int = Field(default=12, ge=1, description="transformer blocks")
@@ -42,6 +45,9 @@ class TransformerConfig(BaseModel):
     outside_embed: bool = Field(default=True, description="embed tokens in feature_dim and project, or in full width")
     time_input: bool = Field(default=True, description="tell the network the time")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout rate while training")
+    checkpoint_activations: bool = Field(
+        default=False, description="compute the blocks' activations again in the backward pass instead of keeping them"
+    )
 
     @model_validator(mode="after")
     def _even(self):
@@ -208,7 +214,7 @@ class Transformer(nn.Module):
         self.modulation = nn.Linear(config.feature_dim, 2 * config.width) if conditioned else None
         if not conditioned:
             self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
-        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        self.head = Head(config.width, vocab_size)
 
     def forward(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Logits over the real tokens: float32 `[B, L, V]`.
@@ -216,8 +222,29 @@ class Transformer(nn.Module):
         Args:
             z: tokens `[B, L]`, int64, with the mask id V where hidden.
             t: times `[B]`, or one time for all.
-            labels: classes `[B]`, needed iff the network has classes.
+            labels: classes `[B]`, needed iff the network has classes; -1 is no class in particular.
         """
+        with torch.autocast(z.device.type, enabled=False):
+            return self.head(self.body(z, t, labels))
+
+    def scores(
+        self, z: Tensor, t: Tensor | float, labels: Tensor | None, targets: Tensor, powers: Tensor | None = None
+    ) -> Scores:
+        """What a loss needs of the logits of z [B, L], without making them: see `md4.masked_loss`.
+
+        targets: true tokens `[B, L]`, `IGNORED` where they cost nothing; powers: `[V]`, of learned schedules.
+        """
+        if self.head.out_features <= PLAIN_UP_TO:
+            return plain_scores(self(z, t, labels), targets, powers)
+        hidden = Hidden(targets)  # before the body
+        with torch.autocast(z.device.type, enabled=False):
+            x = self.body(z, t, labels)
+            rows = hidden.rows()  # after it
+            pair = self.head(x.flatten(0, 1).index_select(0, rows), targets.flatten()[rows], powers)
+            return spread(pair, rows, targets)
+
+    def body(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """What the head projects: float32 `[B, L, D]`. Arguments as of `forward`."""
         with torch.autocast(z.device.type, enabled=False):  # the blocks turn it on for themselves
             condition = None
             if self.conditioning is not None:
@@ -225,32 +252,18 @@ class Transformer(nn.Module):
                 condition = GATES[self.config.mlp](self.conditioning(t, labels))
             x = self.lift(self.embed(z))
             for block in self.blocks:
-                x = block(x, condition)
+                x = run_block(block, self.config.checkpoint_activations, x, condition)
             if self.modulation is None or condition is None:
-                return self.head(self.norm(x))
+                return self.norm(x)
             shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-            return self.head(modulated_norm(x, shift, scale))
+            return modulated_norm(x, shift, scale)
 
-    @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Set every parameter to its starting value, a function of `seed` and the parameter's name alone.
 
         Matrices: truncated normal of variance 1/fan_in (LeCun), times 2/layers in depth-scaled MLPs. Embeddings: normal
         of variance 1/width. Biases 0, norms 1. The head and, with adaLN-Zero, all modulations are 0.
         """
-        for name, parameter in self.named_parameters():
-            generator = torch.Generator(parameter.device).manual_seed(noise.key(seed, "init", name) % 2**63)
-            role, kind = name.split(".")[-2:]
-            if role.endswith("norm"):
-                nn.init.ones_(parameter)
-            elif (
-                kind == "bias" or role == "head" or (role == "modulation" and self.config.conditioning == "adaln_zero")
-            ):
-                nn.init.zeros_(parameter)
-            elif role.endswith("embed"):
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
-            else:
-                scale = 2 / self.config.layers if self.config.depth_scaled_init and role in ("w1", "w2", "w3") else 1.0
-                # Cutting at two deviations shrinks the deviation to this fraction.
-                std = math.sqrt(scale / parameter.shape[1]) / 0.87962566103423978
-                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+        zeros = {"head", "modulation"} if self.config.conditioning == "adaln_zero" else {"head"}
+        scaled = {"w1", "w2", "w3"} if self.config.depth_scaled_init else set()
+        initialise(self, seed, zeros, lambda role: 2 / self.config.layers if role in scaled else 1.0)

@@ -9,20 +9,17 @@ Shapes: B rows in the batch now, L positions, V real tokens, N positions reveale
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from md4 import inference, noise
 from md4.errors import UserError
+from md4.objectives import MD4, MaskedDiffusion
 from md4.samplers.ancestral import ancestral_plan
 from md4.samplers.draws import draw_tokens
 from md4.samplers.plans import Plan
 from md4.samplers.settings import SamplingConfig
-
-if TYPE_CHECKING:
-    from md4.objectives import MD4
 
 
 @dataclass
@@ -100,7 +97,9 @@ class Samples:
 class Batch:
     """Rows under way. `join` takes rows in, `advance` makes one network call for all, `leave` hands out the ended."""
 
-    def __init__(self, model: "MD4") -> None:
+    def __init__(self, model: MaskedDiffusion) -> None:
+        if not isinstance(model, MD4):
+            raise UserError("a model of objective genmd4 can't be sampled: its tokens have no common schedule")
         self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.network_calls = 0
@@ -183,7 +182,7 @@ class Batch:
         self.network_calls += 1
 
 
-def run(model: "MD4", jobs: Sequence[Job], batch_size: int = 64) -> list[Samples]:
+def run(model: MaskedDiffusion, jobs: Sequence[Job], batch_size: int = 64) -> list[Samples]:
     """Sample the rows of all jobs (of one length), at most `batch_size` at a time; results in the jobs' order.
 
     A row that ends makes room for the next one. Tokens don't depend on `batch_size` or on the other jobs.

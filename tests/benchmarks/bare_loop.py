@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from md4.model import build
+from md4.objectives import bits_per_token
 from orchestration.config import load
 from orchestration.optimizer import AdamWithEma, learning_rate
 from orchestration.worker import compute_dtype
@@ -55,7 +56,7 @@ def main(preset: str, data: str, workers: int, steps: int, *overrides: str) -> N
             group["lr"] = learning_rate(step, options.learning_rate, options.warmup, steps, options.schedule)
         tokens = rows[torch.arange(share * step, share * (step + 1)) % len(rows)]
         t = (torch.rand(()) + torch.arange(share) / share) % 1
-        loss = model.bits_per_token(network(tokens, t, torch.rand(share, length)), length).mean()
+        loss = bits_per_token(network(tokens, t, torch.rand(share, length)).optimised, length).mean()
         loss.backward()
         if options.clip_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)

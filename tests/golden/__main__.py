@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from md4.errors import UserError
-from tests.golden.checks import Unsupported, Vectors, kind_of
+from tests.golden.checks import Unsupported, Vectors
 from tests.golden.compare import Comparisons
+from tests.golden.kinds import kind_of
 
 
 class Verdict(NamedTuple):

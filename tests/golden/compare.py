@@ -55,10 +55,10 @@ class Comparisons:
         ours, theirs = self._pair(name, ours, theirs)
         self._add(name, np.abs(ours - theirs), tolerance)
 
-    def norm(self, name: str, ours, theirs, tolerance: float) -> None:
-        """||ours - theirs|| / ||theirs||, Euclidean over the whole array; absolute if theirs is all zero."""
+    def norm(self, name: str, ours, theirs, tolerance: float, *, floor: float = 0.0) -> None:
+        """||ours - theirs|| / max(||theirs||, floor), Euclidean over the whole array; absolute if both are zero."""
         ours, theirs = self._pair(name, ours, theirs)
-        scale = np.linalg.norm(theirs.ravel()) or 1.0
+        scale = max(np.linalg.norm(theirs.ravel()), floor) or 1.0
         self._add(name, np.linalg.norm((ours - theirs).ravel()) / scale, tolerance)
 
     def count(self, name: str, wrong) -> None:

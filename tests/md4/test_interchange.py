@@ -7,29 +7,52 @@ import pytest
 import torch
 
 from md4.errors import UserError
-from md4.interchange import from_reference, load_reference, read_arrays, reference_config, reference_names
+from md4.interchange import (
+    from_reference,
+    load_reference,
+    read_arrays,
+    reference_config,
+    reference_names,
+    reference_shape,
+)
 from md4.model import ModelConfig, build
 from md4.networks.transformer import TransformerConfig
-from md4.objectives import MD4
+from md4.networks.unet import UNetConfig
+from md4.networks.uvit import UViTConfig
+from md4.objectives import MaskedDiffusion
 from tests.golden import VECTORS
 
+TEXT = {"vocab_size": 11, "length": 12}
+IMAGE = {"vocab_size": 11, "shape": (8, 4, 2)}
+TRANSFORMER = {"kind": "transformer", "feature_dim": 8, "heads": 2, "layers": 2}
+UNET = {"kind": "unet", "feature_dim": 32, "layers": 2}
+UVIT = {
+    "kind": "uvit", "feature_dim": 32, "layers": 1, "multipliers": (1, 2), "dit_layers": 2, "dit_heads": 2,
+    "dit_width": 16,
+}  # fmt: skip
+NO_TIME = {"time_input": False}
 VARIANTS = {
-    "time": {},
-    "neither": {"time_input": False},
-    "classes": {"classes": 3, "time_input": False},
-    "time and classes": {"classes": 3},
-    "wide": {"outside_embed": False},
-    "wide, neither": {"outside_embed": False, "time_input": False},
+    "time": {**TEXT, "network": TRANSFORMER},
+    "neither": {**TEXT, "network": TRANSFORMER | NO_TIME},
+    "classes": {**TEXT, "classes": 3, "network": TRANSFORMER | NO_TIME},
+    "time and classes": {**TEXT, "classes": 3, "network": TRANSFORMER},
+    "wide": {**TEXT, "network": TRANSFORMER | {"outside_embed": False}},
+    "wide, neither": {**TEXT, "network": TRANSFORMER | {"outside_embed": False} | NO_TIME},
+    "genmd4": {**TEXT, "objective": "genmd4", "network": TRANSFORMER},
+    "unet": {**IMAGE, "network": UNET},
+    "unet, neither": {**IMAGE, "network": UNET | NO_TIME},
+    "unet, time and classes": {**IMAGE, "classes": 3, "network": UNET},
+    "uvit": {**IMAGE, "network": UVIT},
+    "uvit, neither": {**IMAGE, "network": UVIT | NO_TIME},
+    "uvit, classes": {**IMAGE, "classes": 3, "network": UVIT | NO_TIME},
 }
 
 
 def config_of(variant: str) -> ModelConfig:
-    options = {"feature_dim": 8, "heads": 2, "layers": 2} | VARIANTS[variant]
-    classes = options.pop("classes", 0)
-    return ModelConfig(vocab_size=11, length=12, classes=classes, network=TransformerConfig(**options))
+    return ModelConfig.model_validate(VARIANTS[variant])
 
 
-def stirred(config: ModelConfig) -> MD4:
+def stirred(config: ModelConfig) -> MaskedDiffusion:
     """A model in which every parameter differs."""
     model = build(config).eval()
     generator = torch.Generator().manual_seed(0)
@@ -39,13 +62,17 @@ def stirred(config: ModelConfig) -> MD4:
     return model
 
 
-def as_reference(model: MD4, config: ModelConfig) -> dict[str, np.ndarray]:
+def as_reference(model: MaskedDiffusion, config: ModelConfig) -> dict[str, np.ndarray]:
     """The model's parameters as the reference would store them."""
-    state = model.state_dict()
-    return {
-        path: (state[name].T if path.endswith("kernel") else state[name]).numpy().copy()
-        for name, path in reference_names(config).items()
-    }
+    arrays = {}
+    for name, path in reference_names(config).items():
+        array = model.state_dict()[name].numpy().copy()
+        if path.endswith("/kernel"):
+            array = array.transpose(1, 0) if array.ndim == 2 else array.transpose(2, 3, 1, 0)
+        if "MultiHead" in path or ("ResBlock" in path and "/Dense_" in path):  # an axis of heads; no axes of pixels
+            array = array.reshape(reference_shape(path, tuple(model.state_dict()[name].shape)))
+        arrays[path] = array
+    return arrays
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -59,6 +86,24 @@ def test_every_parameter_goes_there_and_back(variant, tmp_path):
     assert not loaded.training
     for name, p in model.named_parameters():
         assert torch.equal(p, loaded.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(
+    ("path", "ours", "theirs"),
+    [
+        ("a/Dense_0/kernel", (4, 3), (3, 4)),
+        ("a/Dense_0/bias", (4,), (4,)),
+        ("a/Conv_0/kernel", (5, 4, 3, 2), (3, 2, 4, 5)),
+        ("a/ResBlock_0/Dense_1/kernel", (4, 3, 1, 1), (3, 4)),
+        ("a/MultiHeadDotProductAttention_0/query/kernel", (4, 3), (3, 1, 4)),
+        ("a/MultiHeadDotProductAttention_0/value/bias", (4,), (1, 4)),
+        ("a/MultiHeadDotProductAttention_0/out/kernel", (4, 3), (1, 3, 4)),
+        ("a/MultiHeadDotProductAttention_0/out/bias", (4,), (4,)),
+        ("a/Embed_0/embedding", (7, 3), (7, 3)),
+    ],
+)
+def test_shapes_in_the_reference(path, ours, theirs):
+    assert reference_shape(path, ours) == theirs
 
 
 def test_a_real_file_of_the_reference_is_read():
@@ -129,13 +174,38 @@ def test_the_reference_configuration_is_understood():
     assert reference_config(META | {"noise_schedule": "poly2"}).schedule == "poly2"
 
 
+IMAGE_META = META | {
+    "data_shape": [8, 8, 3], "n_dit_layers": 0, "dit_num_heads": 2, "dit_hidden_size": 16, "ch_mult": [1, 2],
+    "feature_dim": 32,
+}  # fmt: skip
+
+
+def test_the_reference_configuration_of_images_is_understood():
+    common = {"vocab_size": 27, "classes": 5, "schedule": "cosine", "time": "discrete", "timesteps": 16}
+    both = {"feature_dim": 32, "layers": 2, "time_input": False, "dropout": 0.1}
+    assert reference_config(IMAGE_META) == ModelConfig(
+        length=192, shape=(8, 8, 3), network=UNetConfig(**both), **common
+    )
+    uvit = UViTConfig(multipliers=(1, 2), dit_layers=3, dit_heads=2, dit_width=16, **both)
+    assert reference_config(IMAGE_META | {"n_dit_layers": 3}).network == uvit
+
+
+def test_the_reference_configuration_of_genmd4_is_understood():
+    meta = META | {"model_type": "genmd4", "noise_schedule": "poly", "power_init": 1.5, "cont_time": True}
+    config = reference_config(meta)
+    assert (config.objective, config.power_init, config.time) == ("genmd4", 1.5, "continuous")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data_shape": [8, 8, 3]}, r"data_shape is \[8, 8, 3\]: only text"),
-        ({"model_type": "genmd4"}, "model_type is 'genmd4': only 'md4'"),
-        ({"mlp_type": "relu"}, "network.mlp|mlp is 'relu'"),
+        ({"data_shape": [8, 8]}, r"data_shape is \[8, 8\]: one axis \(text\) or three"),
+        ({"model_type": "sedd"}, "model_type is 'sedd': only 'md4' and 'genmd4'"),
+        ({"model_type": "genmd4"}, "noise_schedule is 'cosine': genmd4 has 'poly' alone"),
+        ({"model_type": "genmd4", "noise_schedule": "poly", "power_init": 1.0}, "genmd4 has continuous time alone"),
+        ({"mlp_type": "relu"}, "network.transformer.mlp is 'relu'"),
         ({"noise_schedule": "sine"}, "schedule is 'sine'"),
+        ({"data_shape": [8, 8, 3]}, "lacks 'n_dit_layers'"),
     ],
 )
 def test_other_models_of_the_reference_are_refused(change, message):

@@ -5,7 +5,7 @@ import yaml
 
 from md4.errors import UserError
 from md4.model import count_parameters
-from orchestration.config import load, preset_names, read_yaml, validate
+from orchestration.config import PRESETS, load, preset_names, read_yaml, validate
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -16,8 +16,27 @@ def test_every_preset_resolves_and_survives_a_round_trip(name):
     assert validate(yaml.safe_load(config.to_yaml())) == config  # plain YAML 1.1 readers too
 
 
-def test_text8_preset_has_the_published_size():
-    assert count_parameters(load("text8").model) == 88_734_272
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("text8", 88_734_272),
+        ("text8-genmd4", 88_734_299),
+        ("openwebtext-small", 165_857_344),
+        ("openwebtext-medium", 416_240_960),
+        ("openwebtext-small-genmd4", 165_910_675 - 2 * (768 + 768 + 1)),  # without the two tokens that never occur
+        ("fineweb-edu", 165_857_344),
+        ("cifar10", 28_427_520),
+        ("imagenet64", 204_595_712),
+        ("imagenet64-best-likelihood", 198_279_680),
+        ("imagenet64-class-conditional", 205_113_856),
+    ],
+)
+def test_presets_of_published_models_have_their_size(name, parameters):
+    assert count_parameters(load(name).model) == parameters
+    text = (PRESETS / f"{name}.yaml").read_text()
+    assert f"{parameters:,} parameters" in text
+    assert "# Aim: " in text
+    assert f"md4 train {name} data.path=" in text
 
 
 def test_vocabulary_and_length_follow_the_data():
@@ -65,6 +84,12 @@ def test_a_preset_can_be_a_file(tmp_path):
         (["train.workers=3"], ["train.workers=3", "[1, 2, 4, 8]"]),
         (["train.batch_size=60"], ["train.batch_size=60", "train.slices=8"]),
         (["train.micro_batch=5"], ["train.micro_batch=5", "64 rows"]),
+        (["model.network.heads=0"], ["model.network.heads=0", "greater than or equal to 1"]),
+        (["model.network.headz=4"], ["unknown key 'model.network.headz'", "did you mean 'model.network.heads'?"]),
+        (["model.network.kind=unet"], ["model.network.heads: a network of kind unet has no such setting"]),
+        (["model.network.kind=mlp"], ["model.network.kind='mlp'", "'transformer', 'unet', 'uvit'"]),
+        (["model.label_dropout=0.1"], ["model: label_dropout=0.1", "classes=0"]),
+        (["model.objective=genmd4"], ["evaluation.estimator=mask_count", "continuous"]),
         (["model.length=32"], ["model.length=32", "data.length=64"]),
         (["name=../up"], ["name='../up'"]),
         (["optimizer.beta2=1.5"], ["optimizer.beta2=1.5", "less than 1"]),

@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+import md4
 from md4.errors import UserError
-from orchestration.runs import Run, load_model, rewind
+from orchestration.runs import Run, export, load_model, rewind
+from orchestration.sampling import sample
+from tests.orchestration.small_run import write_run
 
 
 def test_a_new_run_stores_its_configuration_and_is_never_shared(tiny):
@@ -43,3 +46,15 @@ def test_metrics_are_cut_back_to_a_step_and_a_torn_line_is_passed_over(tiny):
     rewind(run.metrics_file, 3)
     assert run.metrics() == rows[:3]
     assert run.metrics_file.read_text().endswith("\n")
+
+
+def test_an_exported_run_answers_as_the_run_does(tmp_path):
+    path = write_run(tmp_path / "runs")
+    folder = export(path, tmp_path / "export")
+    loaded, run = md4.load(folder), load_model(path)
+    tokens = loaded.sample(2, seed=5)
+    report = sample(run, count=2, seed=5)
+    assert loaded.text(tokens) == [one.text for one in report.samples]
+    assert loaded.card.source == {"run": "small", "step": 7, "averaged": True, "weights_hash": run.weights_hash}
+    with pytest.raises(UserError, match="exists already"):
+        export(path, folder)

@@ -1,5 +1,7 @@
 """Run by every process of a bare gloo group (see test_zero.py): trains, saves and restores over all ZeRO stages.
 
+    python -m tests.orchestration.zero_program FOLDER OBJECTIVE A-B...
+
 Prints `stage A -> stage B ok` for each pair that held what it asserts.
 """
 
@@ -14,45 +16,82 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 
+from md4.genmd4 import GenMD4
 from md4.model import ModelConfig, build
 from md4.networks.transformer import TransformerConfig
-from md4.objectives import global_times, mask_uniforms
+from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints
-from orchestration.optimizer import AdamWithEma
+from orchestration.optimizer import AdamWithEma, OptimizerConfig, parameter_groups
 from orchestration.zero import EngineState, initialize
 
-MODEL = ModelConfig(vocab_size=27, length=32, network=TransformerConfig(feature_dim=16, heads=2, layers=2))
-BATCH, SLICES, STEPS = 8, 4, 5
+NETWORK = TransformerConfig(feature_dim=16, heads=2, layers=2)
+MODELS = {
+    objective: ModelConfig(objective=objective, vocab_size=27, length=32, network=NETWORK)
+    for objective in ("md4", "genmd4")
+}
+BATCH, SLICES, STEPS, CLIP = 8, 4, 5, 1.0
 
 
-def make(stage: int) -> EngineState:
-    model = build(MODEL, seed=1)
-    # Two groups of odd sizes: partitions must not line up with parameters.
-    wide = [p for p in model.parameters() if p.ndim > 1]
-    narrow = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": wide, "weight_decay": 0.1}, {"params": narrow, "weight_decay": 0.0}]
-    optimizer = AdamWithEma(groups, lr=1e-2, ema=0.9, fused=True)
+def parts(objective: str) -> tuple[MaskedDiffusion, AdamWithEma]:
+    model = build(MODELS[objective], seed=1)
+    if objective == "genmd4":
+        groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1, schedule_weight_decay=0.02))
+        assert [group["weight_decay"] for group in groups] == [0.1, 0.02]
+    else:  # two groups of odd sizes: partitions must not line up with parameters
+        wide = [p for p in model.parameters() if p.ndim > 1]
+        narrow = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": wide, "weight_decay": 0.1}, {"params": narrow, "weight_decay": 0.0}]
+    return model, AdamWithEma(groups, lr=1e-2, ema=0.9, fused=True)
+
+
+def make(stage: int, objective: str) -> EngineState:
+    model, optimizer = parts(objective)
     share = BATCH // dist.get_world_size()
-    engine = initialize(model, optimizer, stage=stage, micro_batch=share // 2, accumulation=2, clip_norm=1.0)
+    engine = initialize(model, optimizer, stage=stage, micro_batch=share // 2, accumulation=2, clip_norm=CLIP)
     return EngineState(engine, optimizer)
 
 
+def batch(step: int) -> torch.Tensor:
+    """Global batches of very unequal tokens, so that there is something to learn about their powers."""
+    data = torch.Generator().manual_seed(step)
+    return (27 * torch.rand(BATCH, 32, generator=data) ** 3).long()
+
+
+def train_plainly(objective: str, steps: int) -> list[float]:
+    """The same training in this process alone: whole batches, no engine. Returns bounds, in bits per token."""
+    model, optimizer = parts(objective)
+    bounds = []
+    for step in range(steps):
+        loss = model(batch(step), **model.noise(0, step, torch.arange(BATCH), BATCH, SLICES, 32))
+        optimizer.zero_grad()
+        bits_per_token(loss.optimised, 32).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        bounds.append(bits_per_token(loss.bound, 32).mean().item())
+    if isinstance(model, GenMD4):
+        powers = model.schedule()
+        assert powers.max() / powers.min() > 1.02, powers  # it has learned about them
+    return bounds
+
+
+def agree(one: list[float], other: list[float]) -> bool:
+    return all(abs(a - b) <= 1e-5 * abs(a) for a, b in zip(one, other, strict=True))
+
+
 def train(state: EngineState, start: int, stop: int) -> list[float]:
-    """Global losses of steps start..stop-1 on data that depend on the step alone."""
+    """Global bounds of steps start..stop-1 on data that depend on the step alone, in bits per token."""
     engine, losses = state.engine, []
     share = BATCH // dist.get_world_size()
     slots = torch.arange(share) + share * dist.get_rank()
     for step in range(start, stop):
-        data = torch.Generator().manual_seed(step)
-        tokens = torch.randint(0, 27, (BATCH, 32), generator=data)[slots]
-        t = global_times(0, step, slots, BATCH, SLICES)
-        uniforms = mask_uniforms(0, step, slots, 32)
+        tokens = batch(step)[slots]
+        drawn = engine.module.noise(0, step, slots, BATCH, SLICES, 32)
         total = torch.zeros(())
         for part in torch.arange(share).chunk(2):
-            loss = engine.module.bits_per_token(engine(tokens[part], t[part], uniforms[part]), 32).mean()
-            engine.backward(loss)
+            loss = engine(tokens[part], **{name: values[part] for name, values in drawn.items()})
+            engine.backward(bits_per_token(loss.optimised, 32).mean())
             engine.step()
-            total += loss.detach() / 2
+            total += bits_per_token(loss.bound, 32).mean() / 2
         dist.all_reduce(total)
         losses.append(float(total) / dist.get_world_size())
     return losses
@@ -63,14 +102,14 @@ def everything(state: EngineState) -> dict[tuple[str, str], torch.Tensor]:
     return {(name, kind): tensor for name, kind, tensor in state.gather(dict.fromkeys(state.shapes, 0))}
 
 
-def check_average(state: EngineState) -> None:
+def check_average(state: EngineState, objective: str) -> None:
     """Inside `averaged` the network computes with the EMA; afterwards all is as before, bit for bit."""
     before = everything(state)
     tokens, t = torch.arange(32).remainder(27)[None], torch.tensor([0.5])
     with state.averaged():
         inside = state.engine.module.logits(tokens, t)
         if dist.get_rank() == 0:
-            other = build(MODEL, seed=2)
+            other = build(MODELS[objective], seed=2)
             other.load_state_dict({name: tensor for (name, kind), tensor in before.items() if kind == "ema"})
             assert torch.equal(inside, other.logits(tokens, t))
     outside, after = state.engine.module.logits(tokens, t), everything(state)
@@ -78,19 +117,33 @@ def check_average(state: EngineState) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def main(folder: Path, pairs: list[tuple[int, int]]) -> None:
+def check_powers(state: EngineState) -> None:
+    """The powers, read between two steps as the trainer does, are those of the parameter."""
+    model = state.engine.module
+    if isinstance(model, GenMD4):
+        with torch.no_grad():
+            powers = model.schedule()
+        whole = everything(state)
+        if dist.get_rank() == 0:
+            assert torch.allclose(powers, torch.nn.functional.softplus(whole["schedule.w", "weights"]))
+
+
+def main(folder: Path, objective: str, pairs: list[tuple[int, int]]) -> None:
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+    plain = train_plainly(objective, STEPS)
     for old, new in pairs:
-        first = make(old)
-        train(first, 0, STEPS)
+        first = make(old, objective)
+        bounds = train(first, 0, STEPS)
+        assert agree(bounds, plain), (bounds, plain)
+        check_powers(first)
         checkpoints.save(folder / str(old), first, STEPS, {"config": {}}, keep=2)
         saved = everything(first)
-        check_average(first)
+        check_average(first, objective)
         expected = train(first, STEPS, 2 * STEPS)
 
-        second = make(new)
+        second = make(new, objective)
         checkpoint = checkpoints.newest(folder / str(old), print)
         assert checkpoint is not None
         checkpoints.restore(checkpoint, second)
@@ -98,8 +151,7 @@ def main(folder: Path, pairs: list[tuple[int, int]]) -> None:
         assert saved.keys() == loaded.keys()
         assert all(torch.equal(saved[key], loaded[key]) for key in saved)
         losses = train(second, STEPS, 2 * STEPS)
-        for a, b in zip(expected, losses, strict=True):
-            assert abs(a - b) <= 1e-5 * abs(a), (expected, losses)
+        assert agree(expected, losses), (expected, losses)
         if dist.get_rank() == 0:
             print(f"stage {old} -> stage {new} ok", flush=True)
     dist.barrier()
@@ -107,4 +159,4 @@ def main(folder: Path, pairs: list[tuple[int, int]]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [tuple(map(int, pair.split("-"))) for pair in sys.argv[2:]])  # type: ignore[misc]
+    main(Path(sys.argv[1]), sys.argv[2], [tuple(map(int, pair.split("-"))) for pair in sys.argv[3:]])  # type: ignore[misc]

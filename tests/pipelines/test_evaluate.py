@@ -1,5 +1,6 @@
 """The report on a model's likelihood: its number, its error, its independence of the batch, and its files."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,8 +13,20 @@ from md4 import noise
 from md4.errors import UserError
 from md4.model import ModelConfig, build
 from md4.networks.transformer import TransformerConfig
-from pipelines.evaluate import LikelihoodReport, Provenance, evaluate, write
-from pipelines.shards import FORMAT, MANIFEST, VERSION, Manifest, ShardSet, SourceFacts, Split, write_shard
+from pipelines.evaluate import _collect, _open, _Options, _Scorer, evaluate
+from pipelines.reports import LikelihoodReport, Provenance, write
+from pipelines.shards import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    Manifest,
+    PixelFacts,
+    ShardSet,
+    SourceFacts,
+    Split,
+    write_shard,
+)
+from pipelines.zero_shot import Protocol, ZeroShotSet, protocol, windows
 from tests.md4.oracle import Toy
 
 TOY = Toy(vocabulary=3, length=4)
@@ -35,11 +48,28 @@ def text_model(scale: float = 0.2):
     return model
 
 
-def write_set(root: Path, rows: np.ndarray) -> ShardSet:
+def write_images(root: Path, rows: np.ndarray, labels: list[int]) -> ShardSet:
+    """A prepared set of labelled "images" of 4 x 4 x 1 pixels and 27 levels."""
+    facts = PixelFacts(
+        shape=(4, 4, 1),
+        levels=27,
+        classes=4,
+        class_names=None,
+        independent_bits=0.0,
+        histogram_bits=0.0,
+        converted={},
+        rejected={},
+        rejected_examples=[],
+    )
+    return write_set(root, rows, np.array(labels), vocabulary="pixels27", pixels=facts)
+
+
+def write_set(root: Path, rows: np.ndarray, labels: np.ndarray | None = None, **facts) -> ShardSet:
     """A prepared set whose validation split holds `rows` in two shards."""
     half = len(rows) // 2
     shards = [
-        write_shard(root, f"validation/0000{i}.parquet", part, 4) for i, part in enumerate((rows[:half], rows[half:]))
+        write_shard(root, f"validation/0000{i}.parquet", rows[part], 4, None if labels is None else labels[part])
+        for i, part in enumerate((slice(half), slice(half, None)))
     ]
     split = Split(documents=1, characters=rows.size, tokens=rows.size, dropped_tokens=0, rows=len(rows), shards=shards)
     manifest = Manifest(
@@ -55,6 +85,7 @@ def write_set(root: Path, rows: np.ndarray) -> ShardSet:
         ngrams=None,
         fingerprint="",
     )
+    manifest = manifest.model_copy(update=facts)
     manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
     (root / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return ShardSet(root, "validation")
@@ -135,10 +166,143 @@ def test_files(tmp_path):
         assert expected in text
 
 
+def same_but_for_the_time(one: LikelihoodReport, other: LikelihoodReport) -> bool:
+    return one.model_dump(exclude={"created", "seconds"}) == other.model_dump(exclude={"created", "seconds"})
+
+
+@pytest.mark.ray
+def test_actors_give_the_same_as_one_process(tmp_path, ray_cluster):
+    """Bit by bit: two actors that load the model themselves, and other batches."""
+    rows = np.random.default_rng(1).integers(0, 27, (21, 16)).astype(np.uint8)
+    model, shards = text_model(), write_set(tmp_path, rows)
+    alone = evaluate(model, shards, draws=2, seed=5, batch_size=64, progress=False)
+    shared = evaluate(model, shards, draws=2, seed=5, batch_size=4, workers=2, load=text_model, progress=False)
+    assert same_but_for_the_time(shared, alone)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_any_number_of_actors_gives_the_same(tmp_path, ray_cluster):
+    """The model is sent; a zero-shot set too; a mistake in an actor is one message."""
+    model, found = text_model(), zero_shot_set([30, 7, 40], protocol("mdlm", 16))
+    options = {"draws": 2, "seed": 5, "estimator": "continuous", "progress": False}
+    alone = evaluate(model, found, **options)
+    for workers, batch_size in ((1, 64), (2, 3), (3, 1)):
+        assert same_but_for_the_time(evaluate(model, found, workers=workers, batch_size=batch_size, **options), alone)
+    with pytest.raises(UserError, match=r"^the set holds token 9, the model knows 0\.\.2$"):
+        evaluate(TOY.model(), np.full((2, 4), 9, np.uint8), workers=1, progress=False)
+
+
+def test_a_mistake_of_an_actor_is_an_answer():
+    """What it answers reaches the user as one message, from any process."""
+
+    def damaged():
+        raise UserError("no such weights")
+
+    scorer = _Scorer(damaged, lambda: _open(rows_of_the_law(4), ""), _Options(4, 1, 0, "mask_count", None))
+    answer = scorer({"start": np.array([1]), "stop": np.array([3])})
+    assert answer["error"].tolist() == ["no such weights"] * 2
+    with pytest.raises(UserError, match=r"^no such weights$"):
+        _collect([answer], 4, progress=False)
+    with pytest.raises(RuntimeError, match="4 of 4 rows"):
+        _collect([], 4, progress=False)
+
+
+def zero_shot_set(sizes: list[int], rule: Protocol, length: int = 16) -> ZeroShotSet:
+    """Documents of these sizes in the 27 symbols, laid out by a rule; the space serves as end of text."""
+    generator = np.random.default_rng(2)
+    documents = [generator.integers(0, 26, size).astype(np.uint8) for size in sizes]
+    cut = windows(documents, rule, length, 26)
+    return ZeroShotSet("ptb", "test", "ptb_detokenizer", rule, cut, characters=4 * sum(sizes), vocabulary="gpt2")
+
+
+@pytest.mark.parametrize("name", ["md4", "mdlm"])
+def test_zero_shot_reports_say_how(tmp_path, name):
+    """A uniform network pays log2 27 bits for each scored token, once; nothing for context, ends and padding."""
+    model = build(ModelConfig(vocab_size=27, length=16, network=TransformerConfig(feature_dim=16, heads=2, layers=1)))
+    found = zero_shot_set([30, 7, 40], protocol(name, 16))
+    report = evaluate(model, found, draws=2, progress=False)
+    assert report.bits_per_token == pytest.approx(math.log2(27), rel=1e-6)
+    assert report.tokens == 77
+    assert report.bits_per_character == pytest.approx(report.bits_per_token / 4)
+    assert report.clusters == len(np.unique(found.windows.documents)) < report.rows
+    assert report.zero_shot is not None
+    assert (report.zero_shot.protocol, report.zero_shot.stride) == (name, 8 if name == "mdlm" else None)
+    json_file, markdown_file = write(report, tmp_path)
+    assert json_file.stem == f"likelihood-test-seed-0-ptb-{name}" + ("-stride-8" if name == "mdlm" else "")
+    assert LikelihoodReport.model_validate_json(json_file.read_text()) == report
+    text = markdown_file.read_text()
+    for expected in (
+        f"protocol {name}",
+        "| detokenizer | ptb_detokenizer |",
+        "| vocabulary | gpt2 |",
+        "| window | 16 |",
+    ):
+        assert expected in text
+
+
+def test_the_error_is_that_of_documents():
+    """Windows of one document stand or fall together: the same windows as one document each have a smaller error."""
+    model, rule = text_model(), protocol("md4", 16)
+    together = zero_shot_set([160] * 12, rule)
+    apart = dataclasses.replace(together.windows, documents=np.arange(120))
+    clustered = evaluate(model, together, draws=2, progress=False)
+    naive = evaluate(model, dataclasses.replace(together, windows=apart), draws=2, progress=False)
+    assert clustered.bits_per_token == naive.bits_per_token
+    assert (clustered.clusters, naive.clusters) == (12, 120)
+    assert clustered.standard_error != naive.standard_error
+
+
+def test_genmd4_has_its_own_estimator_and_whole_windows():
+    network = TransformerConfig(feature_dim=16, heads=2, layers=1)
+    model = build(ModelConfig(vocab_size=27, length=16, objective="genmd4", network=network))
+    found = zero_shot_set([30, 7], protocol("md4", 16))
+    with pytest.raises(UserError, match="use continuous"):
+        evaluate(model, found, progress=False)
+    with pytest.raises(UserError, match="whole examples only"):
+        evaluate(model, found, estimator="continuous", progress=False)
+    whole = dataclasses.replace(found.windows, tokens=found.windows.tokens[:2], scored=found.windows.scored[:2])
+    report = evaluate(model, dataclasses.replace(found, windows=whole), estimator="continuous", progress=False)
+    assert report.estimator == "continuous, GenMD4"
+    assert report.name.endswith("-continuous-genmd4")
+
+
+def test_discrete_time_is_named_with_its_steps():
+    report = evaluate(TOY.model(), rows_of_the_law(20), estimator="discrete", timesteps=7, progress=False)
+    assert report.estimator == "discrete, T = 7"
+    assert report.name == "likelihood-array-seed-0-discrete-t7"
+
+
+def test_labels_are_told_to_a_model_with_classes(tmp_path):
+    """Rows of images with their labels; another label gives another number."""
+    network = TransformerConfig(feature_dim=16, heads=2, layers=1)
+    model = build(ModelConfig(vocab_size=27, length=16, classes=3, network=network))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    rows = np.random.default_rng(1).integers(0, 27, (6, 16)).astype(np.uint8)
+
+    def report(labels: list[int]) -> LikelihoodReport:
+        return evaluate(model, write_images(tmp_path / str(labels[0]), rows, labels), draws=2, progress=False)
+
+    first, second, null = report([0, 1, 2, 0, 1, 2]), report([1, 1, 2, 0, 1, 2]), report([-1, 1, 2, 0, 1, 2])
+    assert len({r.bits_per_token for r in (first, second, null)}) == 3
+    assert first.bits_per_dimension == first.bits_per_token
+    assert "bits per dimension" in first.headline()
+    assert first.bits_per_character is None
+    with pytest.raises(UserError, match=r"label 3, the model knows 0\.\.2"):
+        report([3, 1, 2, 0, 1, 2])
+    with pytest.raises(UserError, match="no labels"):
+        evaluate(model, rows, progress=False)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"limit": 0}, "limit is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"timesteps": 3}, "timesteps=3 is a setting of the estimator discrete"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"draws": 0}, "draws is 0"),
         ({"estimator": "best"}, "mask_count, continuous"),

@@ -107,6 +107,12 @@ def test_the_folder_is_named_by_source_and_configuration(tmp_path):
     assert prepared_path(DataConfig()).name.startswith("pydocs-text8-256-")
 
 
+@pytest.mark.parametrize(("kind", "nearest"), [("pydoc", "pydocs"), ("image", "images"), ("digit", "digits")])
+def test_unknown_sources(kind, nearest):
+    with pytest.raises(UserError, match=f"unknown data source '{kind}'.*did you mean '{nearest}'"):
+        prepared_path(DataConfig(source=kind))
+
+
 def test_reading_processes_need_no_torch():
     """Importing it takes seconds of a core in each of Ray's processes."""
     code = "import sys, pipelines.prepare, pipelines.ray_data; sys.exit('torch' in sys.modules)"

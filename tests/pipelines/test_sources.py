@@ -72,7 +72,6 @@ def test_a_changed_file_has_another_hash(tmp_path):
         ("text", None, "needs a text file or a folder"),
         ("text", "/no/such/corpus", "'/no/such/corpus' does not exist"),
         ("pydocs", "/tmp", "takes no path"),
-        ("pydoc", None, "unknown data source 'pydoc'.*did you mean 'pydocs'"),
     ],
 )
 def test_wrong_sources(kind, path, message):

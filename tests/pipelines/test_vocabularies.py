@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from md4.errors import UserError
-from pipelines.vocabularies import Characters, token_dtype, vocabulary
+from pipelines.vocabularies import BytePairs, Characters, Pixels, token_dtype, vocabulary
 from tests.shared import shared
 
 TEXT8 = Characters()
@@ -83,6 +83,94 @@ def test_prompts_with_other_characters_are_refused(prompt, char, position):
 def test_text_with_a_hole_is_not_plain_text():
     with pytest.raises(UserError, match="'_' at position 1"):
         TEXT8.encode("a_b")
+
+
+def test_documents_end_with_a_space():
+    assert [TEXT8.decode(tokens) for tokens in TEXT8.encode_documents(["ab", ""])] == ["ab ", " "]
+    assert TEXT8.end_of_text is None
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return BytePairs(shared("data", "gpt2-bpe"))
+
+
+def test_gpt2_tokens(gpt2):
+    """The published example, and text that must come back as it was."""
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]
+    assert gpt2.encode("Hello world").dtype == np.uint16
+    for text in (
+        "",
+        " two  spaces\n\n",
+        "Senj\u014d \u6226\u5834 \N{GRINNING FACE} it's 3.14",
+        "<|endoftext|>",
+        "a\tb",
+    ):
+        assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_gpt2_documents_end_with_their_token(gpt2):
+    """The same letters inside a document are not the token."""
+    documents = gpt2.encode_documents(["Hello world", "", "a <|endoftext|> b"])
+    assert [tokens.tolist().count(50256) for tokens in documents] == [1, 1, 1]
+    assert documents[0].tolist() == [15496, 995, 50256]
+    assert documents[1].tolist() == [50256]
+    assert documents[2][-1] == 50256
+
+
+def test_gpt2_prompts_and_the_mask(gpt2):
+    ids = gpt2.encode_prompt("Hello__ world_")
+    assert ids.tolist() == [15496, 50257, 50257, 995, 50257]
+    assert gpt2.decode(ids) == "Hello__ world_"
+    with pytest.raises(ValueError, match="50258"):
+        gpt2.decode(np.array([50258]))
+
+
+def test_other_forms_of_the_vocabulary_are_the_same(gpt2, tmp_path, monkeypatch):
+    """vocab.json and merges.txt, tokenizer.json (with the special token declared, as the hub has it), MD4_GPT2."""
+    source = shared("data", "gpt2-bpe")
+    named = tmp_path / "named"
+    named.mkdir()
+    (named / "vocab.json").write_bytes((source / "encoder.json").read_bytes())
+    (named / "merges.txt").write_bytes((source / "vocab.bpe").read_bytes())
+    single = tmp_path / "single"
+    single.mkdir()
+    tokenizer = BytePairs(source)._tokenizer
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(single / "tokenizer.json"))
+    monkeypatch.setenv("MD4_GPT2", str(single))
+    text = "It was a <|endoftext|> of a kind."
+    for other in (BytePairs(named), BytePairs(single), BytePairs()):
+        assert other.encode(text).tolist() == gpt2.encode(text).tolist()
+        assert other.decode(other.encode(text)) == text
+
+
+def test_gpt2_needs_its_files_only_for_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("MD4_GPT2", str(tmp_path))
+    words = vocabulary("gpt2")
+    assert (words.size, words.end_of_text) == (50257, 50256)
+    with pytest.raises(UserError, match=r"neither encoder.json and vocab.bpe"):
+        words.encode("x")
+    (tmp_path / "encoder.json").write_text('{"a": 0}')
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match="it has 1 tokens, not 50257"):
+        words.encode("x")
+    (tmp_path / "encoder.json").write_text("torn")
+    with pytest.raises(UserError, match="can't be read"):
+        words.encode("x")
+
+
+def test_pixels():
+    """No text; the name gives the number of levels back."""
+    assert (vocabulary("pixels").size, vocabulary("pixels17").size) == (256, 17)
+    for levels in (2, 17, 256, 65536):
+        assert vocabulary(Pixels(levels).name).size == levels
+    assert vocabulary("pixels17").decode(np.array([0, 17, 16])) == "0 _ 16"
+    for mistake in (lambda: vocabulary("pixels17").encode("a"), lambda: vocabulary("pixels").normalise("a")):
+        with pytest.raises(UserError, match="can't encode text"):
+            mistake()
+    with pytest.raises(UserError, match="levels, not 1"):
+        vocabulary("pixels1")
 
 
 def test_vocabularies_by_name():

@@ -1,0 +1,255 @@
+"""A trained model as a folder that anyone can read: safetensors and JSON, nothing of a run and nothing pickled.
+
+    exports/mine/
+        model.safetensors    float32 weights by parameter name
+        config.json          the model's configuration, how it is sampled, its symbols, the sha256 of the weights
+
+    import md4
+    model = md4.load("exports/mine")
+    print(*model.text(model.sample(3, seed=1)), sep="\\n")
+
+`md4 export RUN FOLDER` makes one from a run. Weights of the reference implementation become one by
+`export(folder, load_reference(file, config), config)`, see `md4.interchange`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from md4 import samplers
+from md4.errors import UserError
+from md4.model import ModelConfig, skeleton
+from md4.objectives import MaskedDiffusion
+from md4.samplers import Job, SamplingConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HOLE = "_"  # how a mask is shown in text
+
+
+class Card(BaseModel):
+    """What `config.json` says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["md4"] = "md4"
+    version: Literal[1] = 1  # of this layout
+    model: ModelConfig
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how it is sampled unless told otherwise")
+    vocabulary: str | None = Field(None, description="name of the vocabulary of its tokens")
+    symbols: str | None = Field(None, description="the character of each token, of vocabularies that have such")
+    sha256: str = Field(description="of the file of weights")
+    code_version: str | None = None
+    source: dict[str, Any] = Field(default_factory=dict, description="where the weights come from, for the reader")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model ready to use. `model` itself is in eval mode, with float32 weights."""
+
+    model: MaskedDiffusion
+    card: Card
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.card.model
+
+    def logits(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """See `MaskedDiffusion.logits`: float32 `[B, L, V]` for masked tokens z `[B, L]` at times t."""
+        return self.model.logits(z, t, labels)
+
+    def sample(
+        self,
+        count: int = 1,
+        *,
+        seed: int = 0,
+        length: int | None = None,
+        canvas: Tensor | None = None,
+        labels: Sequence[int] | int | None = None,
+        batch_size: int = 64,
+        **settings: Any,
+    ) -> Tensor:
+        """New examples: int64 `[count, L]`, or `[count, H, W, C]` of images.
+
+        Args:
+            seed: of the first one; the others count up from it. The same seed gives the same example.
+            length: tokens of a text, at most those of a training example, which is the default.
+            canvas: `[L]`, known tokens, with the mask id (`model.mask_id`) where new ones are wanted.
+            labels: the class of all or of each, for class-conditional models.
+            settings: changes to the model's own `SamplingConfig`, such as `steps=64`.
+
+        Raises UserError for what can't be sampled.
+        """
+        canvas = self._canvas(length, canvas)
+        if count < 1:
+            raise UserError(f"count is {count}; at least 1 is needed")
+        if not 0 <= seed <= 2**63 - 1 - count:
+            raise UserError(f"seed is {seed}; it must lie between 0 and {2**63 - 1 - count}")
+        try:
+            chosen = SamplingConfig.model_validate(self.card.sampling.model_dump() | settings)
+        except ValidationError as error:
+            raise UserError(_first(error)) from None
+        device = next(self.model.parameters()).device
+        job = Job(
+            canvas.expand(count, -1).to(device), torch.arange(seed, seed + count), chosen, self._labels(count, labels)
+        )
+        (result,) = samplers.run(self.model, [job], batch_size)
+        if bool(result.broken.any()):
+            raise UserError("the network answered with NaN or infinity: the model is damaged")
+        shape = self.config.shape
+        return result.tokens if shape is None else result.tokens.unflatten(1, shape)
+
+    def text(self, tokens: Tensor) -> list[str]:
+        """Tokens `[n, L]` as text, masks shown as `_`; UserError unless the model's vocabulary has symbols."""
+        symbols = self.card.symbols
+        if symbols is None:
+            name = self.card.vocabulary
+            raise UserError(f"the tokens of vocabulary {name!r} are not characters: decode them with that vocabulary")
+        return ["".join((symbols + HOLE)[token] for token in row) for row in tokens.flatten(1).tolist()]
+
+    def _canvas(self, length: int | None, canvas: Tensor | None) -> Tensor:
+        if canvas is not None and length is not None:
+            raise UserError("give a canvas or a length, not both: a canvas has its own length")
+        most, fixed = self.config.length, self.config.shape is not None
+        if canvas is None:
+            canvas = torch.full((max(0, most if length is None else length),), self.model.mask_id)
+        canvas = canvas.flatten()
+        if not 1 <= len(canvas) <= most or (fixed and len(canvas) != most):
+            raise UserError(f"length is {len(canvas)}; this model makes {'' if fixed else '1 to '}{most} tokens")
+        return canvas
+
+    def _labels(self, count: int, labels: Sequence[int] | int | None) -> Tensor | None:
+        classes = self.config.classes
+        if labels is None:
+            if classes:
+                raise UserError(f"this model is class-conditional: labels from 0 to {classes - 1} are needed")
+            return None
+        values = [labels] * count if isinstance(labels, int) else [int(label) for label in labels]
+        allowed = f"allowed are 0 to {classes - 1}" if classes else "this model has no classes"
+        for value in values:
+            if not 0 <= value < classes:
+                raise UserError(f"label is {value}; {allowed}")
+        return torch.tensor(values)
+
+
+def export(
+    folder: str | Path,
+    model: MaskedDiffusion,
+    config: ModelConfig,
+    *,
+    sampling: SamplingConfig | None = None,
+    vocabulary: str | None = None,
+    symbols: str | None = None,
+    source: dict[str, Any] | None = None,
+) -> Path:
+    """Write `model`, which is of `config`, to a new folder; returns it. The folder appears complete or not at all.
+
+    The other arguments are those of `Card`. Raises UserError if the folder exists and isn't empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already and is not an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:6]}"
+    aside.mkdir()
+    try:
+        tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, str(aside / WEIGHTS), metadata={"format": "pt"})
+        (aside / WEIGHTS).chmod(0o644)  # safetensors makes it private; an export is there to be shared
+        card = Card(
+            model=config,
+            sampling=sampling or SamplingConfig(),
+            vocabulary=vocabulary,
+            symbols=symbols,
+            sha256=_sha256(aside / WEIGHTS),
+            code_version=_code_version(),
+            source=source or {},
+        )
+        (aside / CONFIG).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def load(folder: str | Path, *, compute: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Pretrained:
+    """The model of an exported folder, in eval mode. Its weights are compared with the hash in its configuration.
+
+    compute: torch.bfloat16 to run the network's blocks in it.
+
+    Raises UserError for a folder that is not an export, or damaged, or of a later version.
+    """
+    folder = Path(folder)
+    card = _read_card(folder)
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{folder} is incomplete: {WEIGHTS} is missing")
+    if _sha256(file) != card.sha256:
+        raise UserError(f"{file} is damaged (its sha256 differs from the one in {CONFIG})")
+    try:
+        tensors = load_file(str(file))
+    except SafetensorError as error:
+        raise UserError(f"{file} is not a readable file of weights ({error})") from None
+    model = skeleton(card.model, compute)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        name = different[0]
+        raise UserError(
+            f"{file} is of another network: {len(different)} tensors differ, the first is {name} "
+            f"(stored {found.get(name)}, network {wanted.get(name)})"
+        )
+    # Copied rather than taken over: the file's tensors lie at odd addresses, for which kernels round otherwise.
+    model.to_empty(device="cpu")
+    model.load_state_dict(tensors)
+    return Pretrained(model.eval().to(device), card)
+
+
+def _read_card(folder: Path) -> Card:
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is a run: `md4 export {folder} FOLDER` makes a folder of it that can be loaded")
+    try:
+        tree = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{folder} is not an exported model (it has no {CONFIG})") from None
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG} is not JSON ({error})") from None
+    if not isinstance(tree, dict) or tree.get("format") != "md4":
+        raise UserError(f"{folder / CONFIG} does not describe an exported model (its format is not 'md4')")
+    if tree.get("version") != 1:
+        raise UserError(f"{folder} has version {tree.get('version')!r}; this code reads version 1")
+    try:
+        return Card.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{folder / CONFIG}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where or 'it'} is {problem['input']!r:.80}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _code_version() -> str | None:
+    try:
+        return version("md4")
+    except PackageNotFoundError:  # used from a source tree
+        return None
