@@ -26,6 +26,11 @@ def test_state_moves_between_stages_bit_for_bit(objective, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_image_network_that_recomputes_activations_trains_in_every_stage(tmp_path):
+    assert launch(tmp_path, 2, "unet", ["0-1", "1-2", "2-3", "3-0"]).count("ok") == 4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["md4", "genmd4"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_state_moves_between_all_stages(objective, workers, tmp_path):

@@ -1,6 +1,6 @@
 """Run by every process of a bare gloo group (see test_zero.py): trains, saves and restores over all ZeRO stages.
 
-    python -m tests.orchestration.zero_program FOLDER OBJECTIVE A-B...
+    python -m tests.orchestration.zero_program FOLDER MODEL A-B...
 
 Prints `stage A -> stage B ok` for each pair that held what it asserts.
 """
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from md4.genmd4 import GenMD4
 from md4.model import ModelConfig, build
 from md4.networks.transformer import TransformerConfig
+from md4.networks.unet import UNetConfig
 from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints
 from orchestration.optimizer import AdamWithEma, OptimizerConfig, parameter_groups
@@ -29,6 +30,13 @@ MODELS = {
     objective: ModelConfig(objective=objective, vocab_size=27, length=32, network=NETWORK)
     for objective in ("md4", "genmd4")
 }
+# Activations computed again in the backward pass, when ZeRO-3 has to gather the weights again.
+MODELS["unet"] = ModelConfig(
+    vocab_size=27,
+    length=32,
+    shape=(4, 4, 2),
+    network=UNetConfig(feature_dim=64, layers=1, checkpoint_activations=True),
+)
 BATCH, SLICES, STEPS, CLIP = 8, 4, 5, 1.0
 
 
