@@ -48,9 +48,9 @@ def tiny(corpus, data_directory, tmp_path):
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def process_group(tmp_path_factory):
-    """A gloo group of this one process, as DeepSpeed wants it."""
+    """A gloo group of this one process, as DeepSpeed wants it; DeepSpeed remembers its first one, so there is only one."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             patch.setenv(name, value)

@@ -10,8 +10,9 @@ from md4.errors import UserError
 from md4.model import build
 from orchestration import checkpoints
 from orchestration.optimizer import AdamWithEma
-from tests.orchestration.zero_program import MODEL
+from tests.orchestration.zero_program import MODELS
 
+MODEL = MODELS["md4"]
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
