@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -289,13 +290,17 @@ class _Training:
         # Ray keeps the figures of the last report and learns that the worker lives; the checkpoint itself is ours.
         ray.train.report({"step": self.step})
 
+    @cached_property
+    def token_names(self) -> powers.Names:
+        return powers.token_names(self.config.data.tokens)
+
     def _write_powers(self) -> None:
         """The averaged powers, those that evaluation and sampling see, as a table and a picture. Collective."""
         with self.state.averaged():
             learned = self._powers()
         if self.rank == 0 and learned is not None:
             title = f"{self.config.name}: powers after {self.step} steps"
-            powers.write(learned.tolist(), self.config.data.tokens, title, self.run.reports)
+            powers.write(learned.tolist(), self.token_names, title, self.run.reports)
 
     def _log(self, kind: str, **figures: Any) -> None:
         self.trackers.log({"kind": kind, "step": self.step, "time": time.time(), **figures})
