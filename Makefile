@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo demo-images test test-slow lint format bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## create .venv and install the pinned versions
 
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## prepare, train, evaluate, sample, serve: the whole line, about ten minutes on two cores
 	@$(BIN)/python -m orchestration.demo
+
+demo-images: $(STAMP)  ## the same for pixels: handwritten digits, real, noised, denoised and new, in a picture
+	@$(BIN)/python -m orchestration.demo_images
 
 test: $(STAMP)  ## what CI runs
 	@echo "test: fast tests, cheapest first, then those that need Ray"

@@ -125,6 +125,11 @@ def evaluate(
     ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
 ) -> None:
     """The negative ELBO in bits per token, character or dimension, with its standard error, as a report in reports/."""
+    if zero_shot is None:
+        given = {"protocol": protocol, "stride": stride, "separate": separate or None, "tokenizer": tokenizer}
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"--{name} is about zero-shot data sets: it needs --zero-shot NAMES")
     from orchestration.evaluation import Evaluation, ZeroShot
     from orchestration.evaluation import run as measure
 
@@ -132,11 +137,6 @@ def evaluate(
     if zero_shot is not None:
         names = tuple(name.strip() for name in zero_shot.split(",") if name.strip())
         sets = ZeroShot(names, protocol or "md4", stride, separate, tokenizer)
-    else:
-        given = {"protocol": protocol, "stride": stride, "separate": separate or None, "tokenizer": tokenizer}
-        for name, value in given.items():
-            if value is not None:
-                raise UserError(f"--{name} is about zero-shot data sets: it needs --zero-shot NAMES")
     wanted = Evaluation(data, split, rows, draws, estimator, timesteps, seed or 0, batch_size, workers, ema, sets)
     for report in measure(run, wanted, say):
         say(report.headline())

@@ -130,6 +130,11 @@ class Config(_Part):
             problems.append(f"model.shape={list(self.model.shape)} must equal data.shape={shape}")
         if self.model.objective == "genmd4" and self.evaluation.estimator != "continuous":
             problems.append(f"evaluation.estimator={self.evaluation.estimator}: genmd4 has continuous alone")
+        if self.model.objective != "genmd4" and self.optimizer.schedule_weight_decay:
+            problems.append(
+                f"optimizer.schedule_weight_decay={self.optimizer.schedule_weight_decay}: "
+                f"model.objective={self.model.objective} has no learned schedule, it must be 0"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -37,7 +37,8 @@ def draw_loss(run: Run, path: Path, lines: Mapping[str, float] | None = None) ->
             fontsize=8,
             color="0.4",
         )
-    axes.set(xlabel="step", ylabel="bits per token", title=f"{run.config.name}: negative ELBO")
+    unit = "bits per dimension" if run.config.data.has_images else "bits per token"
+    axes.set(xlabel="step", ylabel=unit, title=f"{run.config.name}: negative ELBO")
     axes.margins(x=0.01)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,17 +13,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
 
 from orchestration.config import load
 from orchestration.curves import draw_loss
+from orchestration.phases import Demo, bits_before, newest_report
 from orchestration.runs import Run
 from pipelines.prepare import prepared_path
 from pipelines.shards import Manifest
@@ -31,57 +28,25 @@ from pipelines.shards import Manifest
 PRESET, RUN = "pydocs-tiny", Path("runs/demo")
 HOLES = "the function returns a ______ of ____ elements"
 SEED = 7
-_console = Console(highlight=False, soft_wrap=True)
-_seconds: dict[str, float] = {}
 
 
-@contextmanager
-def phase(name: str, title: str) -> Iterator[None]:
-    """Announce a phase and take its time."""
-    _console.rule(f"[bold]{title}")
-    began = time.perf_counter()
-    yield
-    _seconds[name] = round(time.perf_counter() - began, 1)
-    _console.print(f"({name}: {_seconds[name]} s)", style="dim")
-
-
-def md4(*arguments: str) -> None:
-    """Run one command of ours, visibly; end the demo if it fails."""
-    _console.print(f"$ md4 {shlex.join(arguments)}", style="bold cyan")
-    done = subprocess.run([*_command(), *arguments])
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def _command() -> list[str]:
-    return [sys.executable, "-m", "orchestration"]
-
-
-def keep_earlier(run: Path) -> None:
-    """Move the run of an earlier demo out of the way."""
-    if run.exists():
-        aside = run.with_name(f"{run.name}-{datetime.fromtimestamp(run.stat().st_mtime):%Y%m%d-%H%M%S}")
-        run.rename(aside)
-        _console.print(f"the run of an earlier demo is kept as {aside}")
-
-
-def ask_server() -> dict[str, Any]:
+def ask_server(demo: Demo) -> dict[str, Any]:
     """Start the service, send it one request over HTTP, stop it; returns the answer."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = ["serve", str(RUN), "--port", str(port)]
-    _console.print(f"$ md4 {shlex.join(arguments)}", style="bold cyan")
-    server = subprocess.Popen([*_command(), *arguments])
+    demo.show_command(f"md4 {shlex.join(arguments)}")
+    server = subprocess.Popen([*demo.command(), *arguments])
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_for(f"{url}/healthz", server)
         body = {"prompt": HOLES, "count": 2, "seed": SEED, "length": len(HOLES)}
-        _console.print(f"$ curl {url}/v1/samples --json '{json.dumps(body)}'", style="bold cyan")
+        demo.show_command(f"curl {url}/v1/samples --json '{json.dumps(body)}'")
         reply = httpx.post(f"{url}/v1/samples", json=body, timeout=120)
         reply.raise_for_status()
         answer = reply.json()
-        _console.print_json(data=answer)
+        demo.console.print_json(data=answer)
         return answer
     finally:
         server.send_signal(signal.SIGINT)
@@ -102,52 +67,49 @@ def _wait_for(url: str, server: subprocess.Popen, seconds: float = 180) -> None:
 
 
 def main() -> None:
-    began = time.perf_counter()
-    keep_earlier(RUN)
-    with phase("prepare", "1. Python's documentation becomes shards of characters"):
-        md4("prepare", PRESET)
-    with phase("train", "2. two Ray Train workers learn from them with DeepSpeed ZeRO-2"):
-        md4("train", PRESET, f"name={RUN.name}")
-    with phase("evaluate", "3. how many bits does a character of unseen documentation cost?"):
-        md4("evaluate", str(RUN))
-    with phase("sample", "4. the model writes"):
-        md4("sample", str(RUN), "--count", "3", "--seed", str(SEED))
-    with phase("infill", "5. the model fills holes"):
-        md4("sample", str(RUN), "--prompt", HOLES, "--length", str(len(HOLES)), "--count", "3", "--seed", "100")
-    with phase("serve", "6. the model answers over HTTP"):
-        answer = ask_server()
-    summary = summarise(Run(RUN), answer, time.perf_counter() - began)
-    (RUN / "reports" / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    show(summary)
+    demo = Demo(RUN)
+    demo.keep_earlier()
+    with demo.phase("prepare", "1. Python's documentation becomes shards of characters"):
+        demo.md4("prepare", PRESET)
+    with demo.phase("train", "2. two Ray Train workers learn from them with DeepSpeed ZeRO-2"):
+        demo.md4("train", PRESET, f"name={RUN.name}")
+    with demo.phase("evaluate", "3. how many bits does a character of unseen documentation cost?"):
+        demo.md4("evaluate", str(RUN))
+    with demo.phase("sample", "4. the model writes"):
+        demo.md4("sample", str(RUN), "--count", "3", "--seed", str(SEED))
+    with demo.phase("infill", "5. the model fills holes"):
+        demo.md4("sample", str(RUN), "--prompt", HOLES, "--length", str(len(HOLES)), "--count", "3", "--seed", "100")
+    with demo.phase("serve", "6. the model answers over HTTP"):
+        answer = ask_server(demo)
+    summary = summarise(demo, answer)
+    demo.finish(summary, describe(summary))
 
 
-def summarise(run: Run, answer: dict[str, Any], seconds: float) -> dict[str, Any]:
+def summarise(demo: Demo, answer: dict[str, Any]) -> dict[str, Any]:
     """The facts of the demo, all read from what the run left behind; draws the loss curve."""
+    run = Run(demo.run)
     ngrams = Manifest.load(prepared_path(load(PRESET).data)).ngrams
     assert ngrams is not None  # 27 characters are few enough
     draw_loss(run, run.reports / "loss.png", ngrams.model_dump())
-    final = json.loads(max(run.reports.glob("likelihood-*.json"), key=lambda file: file.stat().st_mtime).read_text())
-    rates = sorted(row["tokens_per_second"] for row in run.metrics("train"))
     samples = json.loads((run.samples / f"step-{run.config.train.steps:08d}-seed-{SEED}.json").read_text())
     return {
-        "bits_per_char_before": run.metrics("evaluation")[0]["bits_per_token"],
-        "bits_per_char_after": final["bits_per_token"],
-        "standard_error": final["standard_error"],
+        "bits_per_char_before": bits_before(run),
+        "bits_per_char_after": newest_report(run)["bits_per_token"],
         "unigram_bits": ngrams.unigram,
         "bigram_bits": ngrams.bigram,
         "trigram_bits": ngrams.trigram,
-        "train_tokens_per_second": rates[len(rates) // 2],
-        "seconds": {**_seconds, "total": round(seconds, 1)},
+        **demo.results(),
         "sample": samples["samples"][0]["text"],
         "infill": answer["samples"][0]["text"],
     }
 
 
-def show(summary: dict[str, Any]) -> None:
+def describe(summary: dict[str, Any]) -> list[str]:
+    """The summary as lines for a reader."""
     after, bigram, trigram = (summary[key] for key in ("bits_per_char_after", "bigram_bits", "trigram_bits"))
     place = "below" if after < bigram else "NOT below"
     seconds = summary["seconds"]["train"]
-    lines = [
+    return [
         f"bits per character   {summary['bits_per_char_before']:.3f} before training, "
         f"{after:.3f} ± {summary['standard_error']:.3f} after (upper bound, unseen documents)",
         f"the corpus's own     {summary['unigram_bits']:.3f} unigram, {bigram:.3f} bigram, {trigram:.3f} trigram",
@@ -163,8 +125,6 @@ def show(summary: dict[str, Any]) -> None:
         f"      .venv/bin/md4 train {PRESET} name=longer train.steps=4000",
         f"      .venv/bin/md4 train {PRESET} name=mine data.source=text data.path=FILE_OR_FOLDER",
     ]
-    _console.rule("[bold]what happened")
-    _console.print("\n".join(lines), markup=False)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,27 @@
-"""Evaluating a run: from the choices of the command line to reports in the run's folder."""
+"""Evaluating a trained model: from the choices of the command line to reports in its folder."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from os import cpu_count
 from pathlib import Path
 
 import torch
 
+from md4 import weights
 from md4.errors import UserError
 from md4.genmd4 import GenMD4
 from md4.objectives import MaskedDiffusion
 from orchestration.cluster import cluster
-from orchestration.runs import Loaded, load_model
+from orchestration.config import EvaluationConfig
+from orchestration.runs import load_model
 from pipelines import zero_shot
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepared_path
 from pipelines.reports import LikelihoodReport, Provenance, write
 from pipelines.shards import ShardSet
-from pipelines.vocabularies import BytePairs
+from pipelines.vocabularies import BytePairs, Vocabulary, vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,6 @@ class ZeroShot:
     """Which foreign data sets to evaluate, and by which protocol (`pipelines.zero_shot`)."""
 
     names: tuple[str, ...]
-    folder: Path  # that the sets' files lie below
     protocol: str = "md4"
     stride: int | None = None
     separate: bool = False
@@ -38,6 +39,7 @@ class ZeroShot:
 class Evaluation:
     """What to estimate, and how. None: as the run's configuration says, or the natural choice."""
 
+    data: Path | None = None  # a prepared set; with zero_shot, the folder that the files of its sets lie below
     split: str | None = None
     rows: int | None = None
     draws: int | None = None
@@ -50,69 +52,120 @@ class Evaluation:
     zero_shot: ZeroShot | None = None
 
 
-def run(path: Path, wanted: Evaluation, report: Callable[[str], None] = print) -> Iterator[LikelihoodReport]:
-    """Evaluate the newest checkpoint of a run; each report is written into the run's reports/ when it is given.
+@dataclass(frozen=True)
+class Subject:
+    """A trained model, and what its folder says of it."""
 
-    With workers, Ray is started or joined, and every actor loads the model from the run's folder. Raises `UserError` as
-    `load_model`, `evaluate` and `pipelines.zero_shot` do, and if the run has a newer checkpoint before all have loaded.
+    model: MaskedDiffusion
+    length: int
+    vocabulary: Vocabulary | None
+    provenance: Provenance
+    data: Callable[[], Path] | None = None  # where the prepared set is that it was trained on
+    defaults: EvaluationConfig = field(default_factory=lambda: EvaluationConfig.model_validate({}))
+
+
+def open_subject(path: Path, ema: bool = True, report: Callable[[str], None] = print) -> Subject:
+    """The model of a run's newest sound checkpoint, or of an exported folder; UserError if it is neither."""
+    if (path / weights.CONFIG).is_file():
+        found = weights.load(path)
+        words = None if found.card.vocabulary is None else vocabulary(found.card.vocabulary)
+        facts = Provenance(run=path.absolute().name, step=None, weights_hash=found.card.sha256[:16])
+        return Subject(found.model, found.config.length, words, facts)
+    loaded = load_model(path, ema=ema, report=report)
+    return Subject(
+        model=loaded.model,
+        length=loaded.config.model.length,
+        vocabulary=loaded.vocabulary,
+        provenance=Provenance(run=loaded.config.name, step=loaded.step, weights_hash=loaded.weights_hash),
+        data=partial(prepared_path, loaded.config.data),  # its corpus need not be on this machine
+        defaults=loaded.config.evaluation,
+    )
+
+
+def run(path: Path, wanted: Evaluation, report: Callable[[str], None] = print) -> Iterator[LikelihoodReport]:
+    """Evaluate the model of a folder; each report is written into reports/ there, and given, as soon as it is ready.
+
+    With workers, Ray is started or joined, and every actor loads the model from the folder. Raises `UserError` as
+    `open_subject`, `evaluate` and `pipelines.zero_shot` do, and if a run has a newer checkpoint before all have loaded.
     """
-    loaded = load_model(path, ema=wanted.ema, report=report)
+    subject = open_subject(path, wanted.ema, report)
     if not wanted.workers and torch.cuda.is_available():
-        loaded.model.to("cuda")
-    load = partial(same_model, str(path.absolute()), wanted.ema, loaded.weights_hash)
+        subject.model.to("cuda")
+    load = partial(same_model, path.absolute(), wanted.ema, subject.provenance)
     # Ray Data's own tasks need a slot beside those of the actors.
     with cluster(num_cpus=max(cpu_count() or 1, wanted.workers + 1)) if wanted.workers else nullcontext():
-        for data in _sets(loaded, wanted):
+        for data in _sets(subject, wanted):
             result = evaluate(
-                loaded.model,
+                subject.model,
                 data,
-                draws=loaded.config.evaluation.draws if wanted.draws is None else wanted.draws,
+                draws=subject.defaults.draws if wanted.draws is None else wanted.draws,
                 limit=wanted.rows,
                 batch_size=wanted.batch_size,
                 seed=wanted.seed,
-                estimator=_estimator(loaded, wanted),
+                estimator=_estimator(subject, wanted),
                 timesteps=wanted.timesteps,
                 workers=wanted.workers,
                 load=load,
-                provenance=Provenance(run=loaded.config.name, step=loaded.step, weights_hash=loaded.weights_hash),
+                provenance=subject.provenance,
             )
             files = write(result, path / "reports")
             report(f"written: {', '.join(str(file) for file in files)}")
             yield result
 
 
-def _estimator(loaded: Loaded, wanted: Evaluation) -> str:
+def same_model(path: Path, ema: bool, provenance: Provenance) -> MaskedDiffusion:
+    """The model of a folder, if it still has these weights; UserError if not."""
+    found = open_subject(path, ema)
+    if found.provenance != provenance:
+        raise UserError(f"{path} has got other weights meanwhile (now step {found.provenance.step}): evaluate it again")
+    return found.model
+
+
+def _estimator(subject: Subject, wanted: Evaluation) -> str:
     if wanted.estimator is not None:
         return wanted.estimator
     if wanted.timesteps is not None:
         return "discrete"
-    # GenMD4 has but one, whatever the configuration's default is.
-    return "continuous" if isinstance(loaded.model, GenMD4) else loaded.config.evaluation.estimator
+    # GenMD4 has but one, whatever the default is.
+    return "continuous" if isinstance(subject.model, GenMD4) else subject.defaults.estimator
 
 
-def _sets(loaded: Loaded, wanted: Evaluation) -> Iterator[ShardSet | zero_shot.ZeroShotSet]:
-    chosen = wanted.zero_shot
-    if chosen is None:
-        yield ShardSet(prepared_path(loaded.config.data), wanted.split or "validation")
+def _sets(subject: Subject, wanted: Evaluation) -> Iterator[ShardSet | zero_shot.ZeroShotSet]:
+    if wanted.zero_shot is not None:
+        yield from _zero_shot_sets(subject, wanted, wanted.zero_shot)
         return
-    length = loaded.config.model.length
-    rule = zero_shot.protocol(chosen.protocol, length, chosen.stride, chosen.separate)
-    words = loaded.vocabulary
+    if wanted.data is not None:
+        folder = wanted.data
+    elif subject.data is not None:
+        folder = subject.data()
+    else:
+        raise UserError("an exported model has no data of its own: name a prepared set by --data, or use --zero-shot")
+    shards = ShardSet(folder, wanted.split or "validation")
+    size, length = shards.manifest.vocabulary_size, shards.length
+    if (size, length) != (subject.model.vocab_size, subject.length):
+        raise UserError(
+            f"{folder} has rows of {length} tokens of a vocabulary of {size}, "
+            f"the model rows of {subject.length} of {subject.model.vocab_size}"
+        )
+    yield shards
+
+
+def _zero_shot_sets(subject: Subject, wanted: Evaluation, chosen: ZeroShot) -> Iterator[zero_shot.ZeroShotSet]:
+    if wanted.data is None:
+        raise UserError("--zero-shot needs --data FOLDER, where the files of the data sets are")
+    if not chosen.names:
+        raise UserError(f"--zero-shot names no data set; known are {', '.join(zero_shot.DATA_SETS)}")
+    rule = zero_shot.protocol(chosen.protocol, subject.length, chosen.stride, chosen.separate)
+    words = subject.vocabulary
+    if words is None:
+        raise UserError("this model's folder doesn't say what its vocabulary is: it can't read text")
     if chosen.tokenizer is not None:
         if words.name != BytePairs.name:
-            raise UserError(f"tokenizer={chosen.tokenizer}: the run's vocabulary is {words.name}, not {BytePairs.name}")
+            raise UserError(f"--tokenizer is about {BytePairs.name}; the model's vocabulary is {words.name}")
         words = BytePairs(chosen.tokenizer)
     for name in chosen.names:  # a mistyped or absent one is named before hours are spent on the others
-        zero_shot.find(name, chosen.folder, wanted.split)
+        zero_shot.find(name, wanted.data, wanted.split)
     for name in chosen.names:
         # GenMD4's bound is known for whole windows only.
-        drop_short = isinstance(loaded.model, GenMD4)
-        yield zero_shot.load(name, chosen.folder, words, rule, length, wanted.split, drop_short)
-
-
-def same_model(path: str, ema: bool, weights_hash: str) -> MaskedDiffusion:
-    """The model of a run's newest checkpoint, if it is still the one with this hash; UserError if not."""
-    loaded = load_model(path, ema=ema)
-    if loaded.weights_hash != weights_hash:
-        raise UserError(f"run {path} has got a newer checkpoint (step {loaded.step}) meanwhile: evaluate it again")
-    return loaded.model
+        drop_short = isinstance(subject.model, GenMD4)
+        yield zero_shot.load(name, wanted.data, words, rule, subject.length, wanted.split, drop_short)

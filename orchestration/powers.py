@@ -21,21 +21,21 @@ from md4.errors import UserError
 from pipelines.shards import write_atomically
 from pipelines.vocabularies import Vocabulary
 
+Names = Callable[[int], str]  # of a token
 SHOWN = 64  # a longer vocabulary is shown by its two ends
 
 
-def token_name(vocabulary: Vocabulary) -> Callable[[int], str]:
-    """How the table writes a token: its text in quotes, or `#id` where there is none to be had."""
+def token_names(vocabulary: Vocabulary) -> Names:
+    """How the table writes a token: its text in quotes, or `#id` where there is none to be had.
 
-    def name(token: int) -> str:
-        if token >= vocabulary.size:
-            return f"#{token}"
-        try:
-            return repr(vocabulary.decode(np.array([token])))
-        except UserError:  # its files are not on this machine
-            return f"#{token}"
-
-    return name
+    To be called once: a vocabulary whose files are not on this machine may look for them for half a minute.
+    """
+    try:
+        vocabulary.decode(np.array([0]))
+        readable = vocabulary.size
+    except UserError:
+        readable = 0
+    return lambda token: repr(vocabulary.decode(np.array([token]))) if token < readable else f"#{token}"
 
 
 def by_order(powers: Sequence[float]) -> list[int]:
@@ -43,7 +43,7 @@ def by_order(powers: Sequence[float]) -> list[int]:
     return sorted(range(len(powers)), key=lambda token: -powers[token])
 
 
-def table(powers: Sequence[float], name: Callable[[int], str], title: str) -> str:
+def table(powers: Sequence[float], name: Names, title: str) -> str:
     """The powers as Markdown, the tokens revealed first on top; of a long vocabulary the two ends."""
     order, mean = by_order(powers), sum(powers) / len(powers)
     left_out = len(order) - SHOWN if len(order) > SHOWN else 0
@@ -82,7 +82,7 @@ def table(powers: Sequence[float], name: Callable[[int], str], title: str) -> st
     )
 
 
-def as_csv(powers: Sequence[float], name: Callable[[int], str]) -> str:
+def as_csv(powers: Sequence[float], name: Names) -> str:
     """All powers, by token id."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -91,7 +91,7 @@ def as_csv(powers: Sequence[float], name: Callable[[int], str]) -> str:
     return text.getvalue()
 
 
-def draw(powers: Sequence[float], name: Callable[[int], str], title: str, path: Path) -> None:
+def draw(powers: Sequence[float], name: Names, title: str, path: Path) -> None:
     """A picture (PNG) at `path`: the powers in order, and how much of each token is revealed as sampling goes on."""
     import matplotlib
 
@@ -135,9 +135,8 @@ def draw(powers: Sequence[float], name: Callable[[int], str], title: str, path: 
     temporary.replace(path)
 
 
-def write(powers: Sequence[float], vocabulary: Vocabulary, title: str, folder: Path) -> list[Path]:
+def write(powers: Sequence[float], name: Names, title: str, folder: Path) -> list[Path]:
     """Table, all numbers and picture as powers.md, powers.csv and powers.png in `folder`; returns their paths."""
-    name = token_name(vocabulary)
     files = [folder / f"powers.{suffix}" for suffix in ("md", "csv", "png")]
     write_atomically(files[0], table(powers, name, title).encode())
     write_atomically(files[1], as_csv(powers, name).encode())

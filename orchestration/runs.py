@@ -129,6 +129,7 @@ class Loaded:
     step: int
     weights_hash: str
     path: Path
+    averaged: bool = False  # whether the weights are the moving average
 
 
 def load_model(
@@ -153,6 +154,7 @@ def load_model(
         step=checkpoint.step,
         weights_hash=checkpoint.weights_hash(kind),
         path=run.path,
+        averaged=kind == "ema",
     )
 
 
@@ -173,7 +175,7 @@ def export(path: str | Path, folder: str | Path, *, ema: bool = True, report: Ca
         source={
             "run": loaded.config.name,
             "step": loaded.step,
-            "averaged": ema and bool(loaded.config.optimizer.ema),
+            "averaged": loaded.averaged,
             "weights_hash": loaded.weights_hash,
         },
     )

@@ -61,6 +61,7 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
     with cluster(num_cpus=config.train.workers + 2):
         data = prepare(config.data, report)
         shards = {split: ShardSet(data, split) for split in ("train", "validation")}
+        _check_classes(config, shards["train"])
         run = Run(config.directory) if resume else Run.create(config)
         _check_data(run, shards["train"], report)
         began = time.perf_counter()
@@ -77,6 +78,16 @@ def _check_data(run: Run, shards: ShardSet, report: Report) -> None:
             f"run {run.path} was trained on data {found.manifest['data_fingerprint']}, "
             f"but {shards.root} is now {shards.fingerprint}"
         )
+
+
+def _check_classes(config: Config, shards: ShardSet) -> None:
+    """A class-conditional model needs labels, and no more of them than it has classes."""
+    pixels = shards.manifest.pixels
+    found = None if pixels is None else pixels.classes
+    if config.model.classes and found is None:
+        raise UserError(f"model.classes={config.model.classes}, but the data in {shards.root} have no labels")
+    if config.model.classes and found is not None and found > config.model.classes:
+        raise UserError(f"model.classes={config.model.classes}, but the data in {shards.root} have {found} classes")
 
 
 def _use_gpu(config: Config) -> bool:
@@ -168,15 +179,16 @@ def describe(row: dict[str, Any], config: Config) -> str:
     """A row of metrics as the line a person reads."""
     step, steps = row["step"], config.train.steps
     head = f"step {step:>{len(str(steps))}}/{steps}"
+    unit = "bits/dim" if config.data.has_images else "bits/token"
     if row["kind"] == "train":
         left = (steps - step) * row["seconds_per_step"]
         norm = "-" if row["gradient_norm"] is None else f"{row['gradient_norm']:.3f}"
         return (
-            f"{head}  {row['bits_per_token']:.4f} bits/token  grad {norm}  lr {row['learning_rate']:.2e}  "
+            f"{head}  {row['bits_per_token']:.4f} {unit}  grad {norm}  lr {row['learning_rate']:.2e}  "
             f"{row['tokens_per_second']:,.0f} tokens/s  {_clock(left)} left"
         )
     if row["kind"] == "evaluation":
-        return f"{head}  validation <= {row['bits_per_token']:.4f} +- {row['standard_error']:.4f} bits/token"
+        return f"{head}  validation <= {row['bits_per_token']:.4f} +- {row['standard_error']:.4f} {unit}"
     if row["kind"] == "checkpoint":
         return f"{head}  checkpoint {row['path']} ({row['seconds']:.1f} s)"
     return f"{head}  {row['workers']} worker(s), {row['compute']} products"

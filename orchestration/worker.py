@@ -10,9 +10,11 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
@@ -21,7 +23,7 @@ from ray.train.torch import get_device
 from md4 import noise
 from md4.genmd4 import GenMD4
 from md4.likelihood import mean_and_error, nelbo
-from md4.model import build
+from md4.model import build, drop_labels
 from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints, powers
 from orchestration.config import Config, validate
@@ -170,6 +172,8 @@ class _Training:
         tokens = torch.as_tensor(batch.tokens, device=self.device)
         train, length = self.config.train, tokens.shape[1]
         drawn = self.model.noise(self.seed, step, slots, train.batch_size, train.slices, length)
+        if (labels := self._labels(batch.labels)) is not None:
+            drawn["labels"] = drop_labels(labels, self.config.model.label_dropout, self.seed, step, slots)
         torch.manual_seed(noise.key(self.seed, "dropout", step, self.rank))
 
         self.engine.train()
@@ -183,6 +187,12 @@ class _Training:
             self.engine.step()
         self.meter.steps += 1
         self.step += 1
+
+    def _labels(self, labels: np.ndarray | None) -> torch.Tensor | None:
+        """The classes `[n]` of some rows, for a class-conditional model; None for others, whatever the data have."""
+        if not self.config.model.classes or labels is None:
+            return None
+        return torch.as_tensor(labels, dtype=torch.int64, device=self.device)
 
     def _gradient_norm_before_step(self) -> float | None:
         """Norm of the accumulated gradient where DeepSpeed itself computes none (stage 0)."""
@@ -236,7 +246,8 @@ class _Training:
             bits = []
             with self.state.averaged():
                 for part in ids.split(self.micro_batch):
-                    tokens = torch.as_tensor(self.validation.read(part.numpy()), dtype=torch.int64, device=self.device)
+                    rows_of_part, labels = self.validation.read_labelled(part.numpy())
+                    tokens = torch.as_tensor(rows_of_part, dtype=torch.int64, device=self.device)
                     nats = nelbo(
                         self.model,
                         tokens,
@@ -244,6 +255,7 @@ class _Training:
                         seed=noise.key(self.seed, "evaluation"),
                         ids=part.to(self.device),
                         estimator=options.estimator,
+                        labels=self._labels(labels),
                     )
                     bits.append(bits_per_token(nats.mean(1), tokens.shape[1]).cpu())
             everyone: list[Any] = [None] * self.world
@@ -278,13 +290,17 @@ class _Training:
         # Ray keeps the figures of the last report and learns that the worker lives; the checkpoint itself is ours.
         ray.train.report({"step": self.step})
 
+    @cached_property
+    def token_names(self) -> powers.Names:
+        return powers.token_names(self.config.data.tokens)
+
     def _write_powers(self) -> None:
         """The averaged powers, those that evaluation and sampling see, as a table and a picture. Collective."""
         with self.state.averaged():
             learned = self._powers()
         if self.rank == 0 and learned is not None:
             title = f"{self.config.name}: powers after {self.step} steps"
-            powers.write(learned.tolist(), self.config.data.tokens, title, self.run.reports)
+            powers.write(learned.tolist(), self.token_names, title, self.run.reports)
 
     def _log(self, kind: str, **figures: Any) -> None:
         self.trackers.log({"kind": kind, "step": self.step, "time": time.time(), **figures})

@@ -90,6 +90,7 @@ def test_a_preset_can_be_a_file(tmp_path):
         (["model.network.kind=mlp"], ["model.network.kind='mlp'", "'transformer', 'unet', 'uvit'"]),
         (["model.label_dropout=0.1"], ["model: label_dropout=0.1", "classes=0"]),
         (["model.objective=genmd4"], ["evaluation.estimator=mask_count", "continuous"]),
+        (["optimizer.schedule_weight_decay=0.1"], ["optimizer.schedule_weight_decay=0.1", "no learned schedule"]),
         (["model.length=32"], ["model.length=32", "data.length=64"]),
         (["name=../up"], ["name='../up'"]),
         (["optimizer.beta2=1.5"], ["optimizer.beta2=1.5", "less than 1"]),

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from orchestration.optimizer import AdamWithEma, learning_rate
+from md4.model import ModelConfig, build
+from md4.networks.transformer import TransformerConfig
+from orchestration.optimizer import AdamWithEma, OptimizerConfig, learning_rate, parameter_groups
 
 
 def test_rate_starts_at_zero_peaks_after_warmup_and_ends_at_zero():
@@ -63,3 +65,25 @@ def test_no_average_when_the_decay_is_zero():
     optimizer.step()
     assert optimizer.state_names == ("exp_avg", "exp_avg_sq")
     assert "ema" not in optimizer.state[p]
+
+
+@pytest.mark.parametrize(("schedule_decay", "expected"), [(0.0, 1.0), (0.5, 1 - 0.1 * 0.5)])
+def test_weight_decay_of_a_learned_schedule_is_a_setting_of_its_own(schedule_decay, expected):
+    network = TransformerConfig(feature_dim=8, heads=1, layers=1)
+    options = OptimizerConfig(weight_decay=0.25, schedule_weight_decay=schedule_decay)
+    model = build(ModelConfig(objective="genmd4", vocab_size=5, length=4, network=network))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = AdamWithEma(parameter_groups(model, options), lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)  # what is left is the decay
+    optimizer.step()
+    for name, p in model.named_parameters():
+        factor = expected if name == "schedule.w" else 1 - 0.1 * 0.25
+        assert torch.allclose(p, factor * before[name], rtol=1e-6), name
+
+
+def test_a_model_without_a_learned_schedule_has_one_group():
+    model = build(ModelConfig(vocab_size=5, length=4, network=TransformerConfig(feature_dim=8, heads=1, layers=1)))
+    (group,) = parameter_groups(model, OptimizerConfig(weight_decay=0.25))
+    assert group["weight_decay"] == 0.25
+    assert len(group["params"]) == len(list(model.parameters()))

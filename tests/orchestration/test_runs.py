@@ -55,6 +55,6 @@ def test_an_exported_run_answers_as_the_run_does(tmp_path):
     tokens = loaded.sample(2, seed=5)
     report = sample(run, count=2, seed=5)
     assert loaded.text(tokens) == [one.text for one in report.samples]
-    assert loaded.card.source == {"run": "small", "step": 7, "averaged": True, "weights_hash": run.weights_hash}
+    assert loaded.card.source == {"run": "small", "step": 7, "averaged": False, "weights_hash": run.weights_hash}
     with pytest.raises(UserError, match="exists already"):
         export(path, folder)

@@ -171,6 +171,7 @@ def same_but_for_the_time(one: LikelihoodReport, other: LikelihoodReport) -> boo
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_actors_give_the_same_as_one_process(tmp_path, ray_cluster):
     """Bit by bit: two actors that load the model themselves, and other batches."""
     rows = np.random.default_rng(1).integers(0, 27, (21, 16)).astype(np.uint8)
