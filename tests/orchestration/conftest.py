@@ -50,7 +50,7 @@ def tiny(corpus, data_directory, tmp_path):
 
 @pytest.fixture(scope="session")
 def process_group(tmp_path_factory):
-    """A gloo group of this one process, as DeepSpeed wants it; DeepSpeed remembers its first one, so there is only one."""
+    """A gloo group of this one process. DeepSpeed remembers the first it sees, so all tests share one."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             patch.setenv(name, value)
