@@ -21,10 +21,11 @@ GenMD4 has no single M(t): only its own continuous bound is known (md4/genmd4.py
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from md4 import inference, noise
@@ -175,14 +176,28 @@ def _discrete(model: "MD4", case: _Draw, steps: int) -> Tensor:
 
 
 def _genmd4(model: "GenMD4", case: _Draw) -> Tensor:
-    """GenMD4's own draw, `[B]`; the batch is filled up for the reason told in `inference`."""
+    """GenMD4's own draw, `[B]`."""
+    fill, labels = _filled(case)
+    with _evaluating(model):
+        nats = model.bound_estimate(case.tokens[fill], case.fraction[fill], case.uniforms[fill], labels)
+    return nats[: len(case.tokens)]
+
+
+def _filled(case: _Draw) -> tuple[Tensor, Tensor | None]:
+    """Numbers of the batch's rows, and their labels, filled up to the multiple that `inference` tells the reason of."""
     rows = len(case.tokens)
     fill = torch.arange(rows + -rows % inference.ROW_MULTIPLE, device=case.tokens.device) % rows
-    labels = None if case.labels is None else case.labels[fill]
+    return fill, None if case.labels is None else case.labels[fill]
+
+
+@contextmanager
+def _evaluating(model: "MaskedDiffusion") -> Iterator[None]:
+    """Without dropout and gradients."""
     training = model.training
     model.eval()
     try:
-        return model.bound_estimate(case.tokens[fill], case.fraction[fill], case.uniforms[fill], labels)[:rows]
+        with torch.no_grad():
+            yield
     finally:
         model.train(training)
 
@@ -199,10 +214,11 @@ def _constants(model: "MD4", case: _Draw) -> Tensor:
 
 def _cross_entropy(model: "MD4", case: _Draw, hidden: Tensor, t: Tensor) -> Tensor:
     """C(S): -ln mu of the true tokens, summed over the positions `hidden` `[B, L]`: float64 `[B]`."""
-    logits = inference.logits(model, torch.where(hidden, model.mask_id, case.tokens), t, case.labels)
-    targets = torch.where(hidden, case.tokens, -100)
-    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
-    return nats.view(case.tokens.shape).double().sum(dim=1)
+    fill, labels = _filled(case)
+    z = torch.where(hidden, model.mask_id, case.tokens)
+    with _evaluating(model):
+        scores = model.scores(case.tokens[fill], z[fill], t.float()[fill], labels)
+    return -scores.log_likelihood[: len(z)].double().sum(dim=1)
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

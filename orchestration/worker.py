@@ -323,12 +323,13 @@ class _Meter:
 
     def clear(self) -> None:
         self._bits: torch.Tensor | float = 0.0
-        self._rows, self.steps, self._idle = 0, 0, 0.0
+        self._rows, self.steps = 0, 0
         self.gradient_norm = None
         self.restart()
 
     def restart(self) -> None:
-        self._began = time.perf_counter()
+        """Time begins here, without the pauses so far."""
+        self._began, self._idle = time.perf_counter(), 0.0
 
     def add(self, bits: torch.Tensor) -> None:
         """Per-example bits `[n]`; summed in float64, on their device, without waiting for it."""

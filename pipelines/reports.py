@@ -101,17 +101,18 @@ class LikelihoodReport(Report):
         return "-".join(parts)
 
     def headline(self) -> str:
-        number = f"{self.bits_per_token:.4f} +- {self.standard_error:.4f} bits per token"
+        bits = f"{self.bits_per_token:.4f} +- {self.standard_error:.4f} bits per"
+        number = f"At most {bits} token"
         if self.bits_per_dimension is not None:
-            number = f"{self.bits_per_dimension:.4f} +- {self.bits_per_dimension_error:.4f} bits per dimension"
+            number = f"At most {bits} dimension"
         elif self.zero_shot is not None or (self.characters_per_token or 1) != 1:
-            number = f"perplexity {self.perplexity:.2f} +- {self.perplexity_error:.2f} per token, {number}"
+            number = f"Perplexity at most {self.perplexity:.2f} +- {self.perplexity_error:.2f}, {bits} token"
         elif self.bits_per_character is not None:
-            number = f"{self.bits_per_character:.4f} +- {self.bits_per_character_error:.4f} bits per character"
+            number = f"At most {bits} character"
         how = f"{self.estimator}, {self.rows:,} rows, {self.draws} draws each"
         if self.zero_shot is not None:
             how = f"{self.zero_shot.data_set} {self.split}, protocol {self.zero_shot.protocol}, {how}"
-        return f"At most {number} ({how})."
+        return f"{number} ({how})."
 
 
 def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
@@ -126,4 +127,6 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
 def _show(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -342,10 +342,12 @@ def test_strata_cover_every_count():
     ("objective", "estimator"),
     [("md4", "mask_count"), ("md4", "continuous"), ("md4", "discrete"), ("genmd4", "continuous")],
 )
-def test_an_examples_estimate_is_its_own(objective, estimator):
-    """Bit-equal whatever the batch; other for another seed, another id, another draw."""
+@pytest.mark.parametrize("size", [27, 2000])
+def test_an_examples_estimate_is_its_own(objective, estimator, size):
+    """Bit-equal whatever the batch; other for another seed, another id, another draw. With 2,000 tokens, the logits of
+    hidden positions alone are computed, in chunks."""
     network = TransformerConfig(feature_dim=16, heads=2, layers=1)
-    model = build(ModelConfig(vocab_size=27, length=20, objective=objective, network=network))
+    model = build(ModelConfig(vocab_size=size, length=20, objective=objective, network=network))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
