@@ -1,5 +1,7 @@
 """The driver of a run: checks everything first, prepares the data if need be, starts Ray Train, shows progress."""
 
+import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -146,7 +148,8 @@ class _Follower:
         self._run, self._config, self._report, self._every = run, config, report, every
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._position = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
+        self._position, self._file = 0, 0
+        self._seen = max((row["time"] for row in run.metrics()), default=0.0)  # rows of earlier attempts
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -161,18 +164,19 @@ class _Follower:
         self._print_new()
 
     def _print_new(self) -> None:
-        import json
-
         path = self._run.metrics_file
         if not path.exists():
             return
-        if path.stat().st_size < self._position:  # cut back by a restart
-            self._position = path.stat().st_size
         with path.open(encoding="utf-8") as file:
+            if self._file != (now := os.fstat(file.fileno()).st_ino):  # a restart cuts the file back, into a new one
+                self._file, self._position = now, 0
             file.seek(self._position)
             while (line := file.readline()).endswith("\n"):
                 self._position = file.tell()
-                self._report(describe(json.loads(line), self._config))
+                row = json.loads(line)
+                if row["time"] > self._seen:
+                    self._seen = row["time"]
+                    self._report(describe(row, self._config))
 
 
 def describe(row: dict[str, Any], config: Config) -> str:

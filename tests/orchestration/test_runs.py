@@ -58,3 +58,25 @@ def test_an_exported_run_answers_as_the_run_does(tmp_path):
     assert loaded.card.source == {"run": "small", "step": 7, "averaged": False, "weights_hash": run.weights_hash}
     with pytest.raises(UserError, match="exists already"):
         export(path, folder)
+
+
+def test_progress_is_told_once_though_a_restart_cuts_the_metrics_back(tiny):
+    from orchestration.train import _Follower
+
+    run = Run.create(tiny("train.steps=9"))
+    rows = [
+        {"kind": "checkpoint", "step": n, "time": float(n), "path": f"step-{n}", "seconds": 0.1} for n in range(1, 6)
+    ]
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    said: list[str] = []
+    follower = _Follower(run, run.config, said.append)
+    follower._print_new()
+    assert said == []  # of an earlier attempt
+    with run.metrics_file.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows[2:]))
+    follower._print_new()
+    rewind(run.metrics_file, 3)
+    with run.metrics_file.open("a") as file:
+        file.write(json.dumps({**rows[3], "time": 7.0, "path": "again-4"}) + '\n{"kind": "torn')
+    follower._print_new()
+    assert [line.split("checkpoint ")[1].split()[0] for line in said] == ["step-3", "step-4", "step-5", "again-4"]
