@@ -194,7 +194,8 @@ def expected_diffusion(model: MD4, x: torch.Tensor, nodes: int) -> float:
     for t, weight in zip(times, weights, strict=True):
         masked = model.schedule.masked(model.used_times(t[None]))
         chance = torch.where(hidden, masked, 1 - masked).prod(1)
-        nats = model(x.expand(len(hidden), -1), t.expand(len(hidden)), hidden.double()).bound  # uniform 1 hides, 0 keeps
+        uniforms = hidden.double()  # 1 hides, 0 keeps
+        nats = model(x.expand(len(hidden), -1), t.expand(len(hidden)), uniforms).bound
         total += (weight * (chance * nats.double()).sum()).item()
     return total - model.reconstruction(length)
 
@@ -240,10 +241,7 @@ def test_drawn_times_and_masks_estimate_the_likelihood():
     x = toy.sequences[int(toy.law.argmin())]
     slots = torch.arange(64)
     means = torch.stack(
-        [
-            model(x.expand(64, -1), **model.noise(1, step, slots, 64, 8, toy.length)).bound.mean()
-            for step in range(200)
-        ]
+        [model(x.expand(64, -1), **model.noise(1, step, slots, 64, 8, toy.length)).bound.mean() for step in range(200)]
     ).double()
     exact = -toy.law.min().log().item()
     slack = toy.length * 1e-4 * 12  # what eps = 1e-4 leaves out at both ends: at most eps max(C) a token
