@@ -180,9 +180,9 @@ class LearnedPolynomial(nn.Module):
 
         1 - alpha_v(t) = (1 - eps) t^(p_v),    p_v = softplus(w_v) > 0
 
-    Unlike `Schedule` it leaves no token hidden at t = 0; at t = 1 a share eps stays visible. A token with a large power
-    is hidden late, hence revealed early when sampling. Powers matter by their ratios: a common factor only renames
-    the times.
+    Unlike `Schedule` it leaves nothing hidden at t = 0; at t = 1 a share eps stays visible. A token with a large power
+    is hidden late, hence revealed early when sampling. Powers matter by their ratios: a common factor only renames the
+    times (but for what is cut off at the ends).
 
     The functions take times and the powers at which they are wanted (`forward()` gives all powers), broadcast against
     each other, and compute in the wider dtype of the two; gradients reach w through the powers.

@@ -31,6 +31,12 @@ def test_agrees_with_all_vectors(capsys):
 MUTATIONS = [
     ("schedules.npz", "cosine:weight", lambda a: a * 1.003),
     ("schedules.npz", "poly2:logsnr", lambda a: -a),
+    ("schedules.npz", "vec:weight", lambda a: a * 1.001),
+    ("genmd4_loss_1.npz", "loss_diff_1_nats", lambda a: a * 1.001),
+    ("genmd4_loss_1.npz", "out:loss_nelbo", lambda a: a * 1.001),
+    ("genmd4_loss_1.npz", "out:loss", lambda a: a * 1.001),
+    ("genmd4_loss_1.npz", "grad_w:rloo", lambda a: -a),
+    ("genmd4_loss_1.npz", "grad_w:loss_recon", lambda a: 0 * a),
     ("antithetic_times.npz", "t_8", lambda a: a[::-1]),
     ("timestep_embedding.npz", "emb_16", lambda a: np.concatenate((a[:, 8:], a[:, :8]), axis=1)),
     ("sampling_grids.npz", "cosine_8_t", lambda a: a + 1e-5),
