@@ -194,14 +194,8 @@ def expected_diffusion(model: MD4, x: torch.Tensor, nodes: int) -> float:
     for t, weight in zip(times, weights, strict=True):
         masked = model.schedule.masked(model.used_times(t[None]))
         chance = torch.where(hidden, masked, 1 - masked).prod(1)
-<<<<<<< HEAD
-        nats = model(
-            x.expand(len(hidden), -1), t.expand(len(hidden)), hidden.double()
-        ).bound  # uniform 1 hides, 0 keeps
-=======
         uniforms = hidden.double()  # 1 hides, 0 keeps
         nats = model(x.expand(len(hidden), -1), t.expand(len(hidden)), uniforms).bound
->>>>>>> images-and-likelihood
         total += (weight * (chance * nats.double()).sum()).item()
     return total - model.reconstruction(length)
 
