@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import md4
 from md4.errors import UserError
 from md4.model import ModelConfig
+from md4.networks.images import GROUPS
 from md4.samplers import SamplingConfig
 from orchestration.optimizer import OptimizerConfig
 from orchestration.serving.config import ServingConfig
@@ -134,6 +135,13 @@ class Config(_Part):
             problems.append(
                 f"optimizer.schedule_weight_decay={self.optimizer.schedule_weight_decay}: "
                 f"model.objective={self.model.objective} has no learned schedule, it must be 0"
+            )
+        network = self.model.network
+        if self.model.classes and network.kind != "transformer" and network.feature_dim == GROUPS:
+            # One channel in a group: normalising it takes away whatever is added to all of its pixels.
+            problems.append(
+                f"model.classes={self.model.classes} would not reach the pixels: with "
+                f"model.network.feature_dim={GROUPS} the norms remove what classes add; take {2 * GROUPS} or more"
             )
         if problems:
             raise ValueError("; ".join(problems))

@@ -76,9 +76,8 @@ def draw(rows: Sequence[Row], path: Path, heading: str, note: str = "") -> Path:
 
 def draw_samples(texts: Sequence[str], loaded: "Loaded", path: Path, columns: int = 10) -> Path:
     """Samples as `md4 sample` has them, numbers with spaces between, as a grid of images at `path`."""
-    mask = loaded.model.mask_id
-    tokens = np.array([[mask if number == "_" else int(number) for number in text.split()] for text in texts])
     shape, levels = _pixels_of(loaded)
+    tokens = np.array([[levels if number == "_" else int(number) for number in text.split()] for text in texts])
     if tokens.shape[1] != np.prod(shape):
         raise UserError(f"samples of {tokens.shape[1]} tokens are no images of {' x '.join(map(str, shape))}")
     images = tiles(tokens, shape, levels)

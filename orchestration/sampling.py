@@ -116,6 +116,10 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
     length = window if request.length is None else request.length
     if not 1 <= length <= window:
         raise UserError(f"length is {length}; this model writes 1 to {window} tokens")
+    shape = loaded.config.data.shape
+    if shape is not None and length != window:
+        size = " x ".join(map(str, shape))
+        raise UserError(f"length is {length}; this model makes images of {size}: {window} tokens")
     if request.count < 1:
         raise UserError(f"count is {request.count}; at least 1 is needed")
     if not 0 <= request.seed <= SEED_LIMIT - request.count:

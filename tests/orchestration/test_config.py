@@ -44,6 +44,35 @@ def test_vocabulary_and_length_follow_the_data():
     assert (config.model.vocab_size, config.model.length) == (27, 128)
 
 
+def test_levels_and_shape_follow_the_data():
+    model = load("digits-tiny").model
+    assert (model.vocab_size, model.length, model.shape) == (17, 64, (8, 8, 1))
+    model = load("digits-tiny", ["data.levels=4"]).model
+    assert (model.vocab_size, model.length, model.shape) == (4, 64, (8, 8, 1))
+    model = load("digits-tiny", ["data.source=images", "data.path=x", "data.shape=[4,6,3]"]).model
+    assert (model.vocab_size, model.length, model.shape) == (256, 72, (4, 6, 3))
+    flat = load("pydocs-tiny", ["data.source=digits", "data.vocabulary=pixels"]).model  # pixels one after the other
+    assert (flat.vocab_size, flat.length, flat.shape) == (17, 64, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.shape=[4,16,1]"], ["model.shape=[4, 16, 1]", "data.shape=[8, 8, 1]"]),
+        (["data.length=100"], ["length=100", "64"]),
+        (["data.levels=300"], ["data.levels=300", "256"]),
+        (["data.source=images", "data.path=x", "data.shape=null"], ["shape must be given"]),
+        (["data.vocabulary=text8"], ["vocabulary=text8", "source=digits has images"]),
+        (["model.classes=10"], ["model.classes=10", "model.network.feature_dim=32", "take 64 or more"]),
+    ],
+)
+def test_mistakes_about_images(overrides, expected):
+    with pytest.raises(UserError) as caught:
+        load("digits-tiny", overrides)
+    for part in expected:
+        assert part in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.e-4", "+1e-4"])
 def test_numbers_survive(text):
     assert read_yaml(f"x: {text}", "test") == {"x": 1e-4}

@@ -50,13 +50,13 @@ def write_mnist(folder: Path, train: int = 30, test: int = 7, end: str = ".gz") 
     return images
 
 
-def write_cifar(folder: Path, images: np.ndarray, name: str = "data_batch_1.bin") -> None:
-    """Images `[n, 32, 32, 3]` with `some_labels` in the binary format of CIFAR-10."""
+def write_cifar(
+    folder: Path, images: np.ndarray, name: str = "data_batch_1.bin", labels: list[int] | None = None
+) -> None:
+    """Images `[n, 32, 32, 3]` in the binary format of CIFAR-10, with `some_labels` unless others are given."""
     folder.mkdir(parents=True, exist_ok=True)
-    records = [
-        bytes([label]) + image.transpose(2, 0, 1).tobytes()
-        for image, label in zip(images, some_labels(len(images)), strict=True)
-    ]
+    labels = some_labels(len(images)) if labels is None else labels
+    records = [bytes([label]) + image.transpose(2, 0, 1).tobytes() for image, label in zip(images, labels, strict=True)]
     (folder / name).write_bytes(b"".join(records))
 
 

@@ -1,11 +1,14 @@
 """Images to shards and to batches: splits, labels, counts and yardsticks, and preparations that go on."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from md4.errors import UserError
@@ -18,6 +21,7 @@ from tests.pipelines.pictures import (
     encoded,
     some_images,
     some_labels,
+    write_cifar,
     write_idx,
     write_mnist,
     write_parquet,
@@ -79,8 +83,6 @@ def test_images_know_their_vocabulary_and_length(settings, shape, levels, length
 def test_configurations_of_images_that_make_no_sense(settings, message):
     with pytest.raises(ValidationError) as caught:
         DataConfig(**settings)
-    import re
-
     pattern = message if ".*" in message else re.escape(message)
     assert any(re.search(pattern.replace("[8, 8, 2]", r"\[8, 8, 2\]"), found) for found in messages(caught.value))
 
@@ -260,6 +262,31 @@ def test_a_damaged_label_is_noticed(ray_cluster, tmp_path):
     pq.write_table(changed, file, row_group_size=metadata, compression="zstd", use_dictionary=False)
     with pytest.raises(UserError, match="is damaged"):
         rows_of(root, "train")
+
+
+@pytest.mark.ray
+def test_real_cifar(ray_cluster, tmp_path):
+    """The pictures of the first training images and of some test images, as the records of the binary version."""
+    folder = shared("data", "cifar10")
+    labels = json.loads((folder / "cifar10_labels.js").read_text().split("=", 1)[1].strip().rstrip(";"))
+    images = {}
+    for name, strip, first in (("data_batch_1.bin", 0, 0), ("test_batch.bin", 50, 50_000)):
+        pixels = np.asarray(Image.open(folder / f"cifar10_batch_{strip:02d}.png").convert("RGB"))[:300]
+        pixels = pixels.reshape(-1, 32, 32, 3)
+        write_cifar(tmp_path / "cifar", pixels, name, labels[first : first + 300])
+        images[name] = {(image.tobytes(), label) for image, label in zip(pixels, labels[first:], strict=False)}
+    root = prepare(config("cifar", tmp_path / "cifar", tmp_path, validation=0.1, part_bytes=10**6), quietly)
+    manifest = verify(root)
+    assert manifest.splits["test"].rows == 300
+    found = {}
+    for split in manifest.splits:
+        rows, known = rows_of(root, split)
+        assert known is not None
+        found[split] = {(row.tobytes(), label) for row, label in zip(rows, known.tolist(), strict=True)}
+    assert found["test"] == images["test_batch.bin"]
+    assert found["train"] | found["validation"] == images["data_batch_1.bin"]
+    assert manifest.pixels is not None
+    assert 6 < manifest.pixels.independent_bits < manifest.pixels.histogram_bits < 8
 
 
 @pytest.mark.ray
