@@ -143,6 +143,61 @@ def evaluate(
 
 
 @app.command()
+def quality(
+    run: RunFolder,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="sampling settings as key=value, e.g. top_p=0.9 grid=uniform")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="causal language model that gives the perplexity: a folder, or a name on the hub")
+    ] = None,
+    count: Annotated[int, typer.Option(help="samples of each setting")] = 64,
+    temperatures: Annotated[str | None, typer.Option(help="with commas: 0.8,1.0,1.2")] = None,
+    steps: Annotated[str | None, typer.Option(help="with commas: 32,128")] = None,
+    mauve: Annotated[bool, typer.Option("--mauve", help="MAUVE in the judge's features")] = False,
+    features: Annotated[
+        Path | None, typer.Option(help="images: network for FID and KID, a file of TorchScript")
+    ] = None,
+    kid_subset: Annotated[int | None, typer.Option(help="images in a subset of KID; half of them by default")] = None,
+    references: Annotated[int | None, typer.Option(help="real rows to compare with; as many as samples")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of a sample")] = None,
+    data: Annotated[Path | None, typer.Option(help="another prepared set than the run's own")] = None,
+    split: Annotated[str, typer.Option(help="of the real rows: validation, test or train")] = "validation",
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(help="samples made at once; doesn't change them")] = 64,
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print the reports as JSON, and nothing else")] = False,
+) -> None:
+    """Measure samples: perplexity with entropy, distinct n-grams, MAUVE; of images FID and KID; to reports/."""
+    from orchestration.quality import Wanted, numbers, settings_of
+    from orchestration.quality import run as measure
+
+    wanted = Wanted(
+        settings=settings_of(settings or ()),
+        temperatures=numbers(temperatures, float, "--temperatures"),
+        steps=numbers(steps, int, "--steps"),
+        count=count,
+        references=references,
+        length=length,
+        seed=seed or 0,
+        batch_size=batch_size,
+        judge=judge,
+        mauve=mauve,
+        features=features,
+        kid_subset=kid_subset,
+        data=data,
+        split=split,
+        ema=ema,
+    )
+    found = measure(run, wanted, (lambda text: print(text, file=sys.stderr)) if as_json else say)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+        return
+    for report in (*found.reports, *([found.frontier] if found.frontier else [])):
+        say(report.headline())
+
+
+@app.command()
 def sample(
     run: RunFolder,
     prompt: Annotated[

@@ -5,7 +5,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,11 +48,8 @@ class Report(BaseModel):
 
     def markdown(self) -> str:
         """The report for people: the result, then all facts."""
-        tree = self.model_dump(mode="json")
-        parts = [part for part in tree.values() if isinstance(part, dict)]
-        facts = {name: value for part in (tree, *parts) for name, value in part.items() if not isinstance(value, dict)}
-        rows = "\n".join(f"| {name.replace('_', ' ')} | {_show(value)} |" for name, value in facts.items())
-        return f"# {self.kind.capitalize()} on {self.split}\n\n{self.headline()}\n\n| | |\n|---|---|\n{rows}\n"
+        table = facts_table(self.model_dump(mode="json"))
+        return f"# {self.kind.capitalize()} on {self.split}\n\n{self.headline()}\n\n{table}\n"
 
 
 class ZeroShotFacts(BaseModel):
@@ -122,6 +119,14 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
     write_atomically(json_file, (report.model_dump_json(indent=2) + "\n").encode())
     write_atomically(markdown_file, report.markdown().encode())
     return json_file, markdown_file
+
+
+def facts_table(tree: dict[str, Any]) -> str:
+    """All facts of a report as a table in Markdown, those of its parts behind its own."""
+    parts = [part for part in tree.values() if isinstance(part, dict)]
+    facts = {name: value for part in (tree, *parts) for name, value in part.items() if not isinstance(value, dict)}
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {_show(value)} |" for name, value in facts.items())
+    return f"| | |\n|---|---|\n{rows}"
 
 
 def _show(value: object) -> str:
