@@ -202,7 +202,7 @@ def _sha256(model: torch.nn.Module, tokenizer: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()))
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     digest.update(f"{words}\n{tokenizer.bos_token_id}".encode())

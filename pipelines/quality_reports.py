@@ -9,6 +9,9 @@ from pipelines.judges import JudgeFacts
 from pipelines.quality import NGRAMS, MauveFacts, TextQuality
 from pipelines.reports import Report, facts_table
 
+_ROWS = ("perplexity under the judge", "entropy of the histogram, nats")
+_ROWS += tuple(f"distinct {n}-grams" for n in range(1, NGRAMS + 1))
+
 
 class QualityReport(Report):
     """The quality of samples of one setting. Text has `text`, images have `images`; what wasn't measured is None."""
@@ -79,15 +82,18 @@ class QualityReport(Report):
 
 def comparison(text: TextQuality, data: TextQuality | None) -> str:
     """The measures of samples and of real texts side by side, as a table in Markdown."""
-    rows = [
-        ("perplexity under the judge", *(_with_error(it.perplexity, it.perplexity_error) if it else "-" for it in (text, data))),
-        ("entropy of the histogram, nats", *(_with_error(it.entropy, it.entropy_error) if it else "-" for it in (text, data))),
-    ]  # fmt: skip
-    for n in range(1, NGRAMS + 1):
-        shares = [None if it is None else getattr(it, f"distinct_{n}") for it in (text, data)]
-        rows.append((f"distinct {n}-grams", *("-" if share is None else f"{share:.2%}" for share in shares)))
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    columns = [_column(text), ["-"] * len(_ROWS) if data is None else _column(data)]
+    lines = [f"| {' | '.join(row)} |" for row in zip(_ROWS, *columns, strict=True)]
     return "\n".join(["| | samples | data |", "|---|---|---|", *lines])
+
+
+def _column(text: TextQuality) -> list[str]:
+    shares = [getattr(text, f"distinct_{n}") for n in range(1, NGRAMS + 1)]
+    return [
+        _with_error(text.perplexity, text.perplexity_error),
+        _with_error(text.entropy, text.entropy_error),
+        *("-" if share is None else f"{share:.2%}" for share in shares),
+    ]
 
 
 def _with_error(value: float | None, error: float | None) -> str:
