@@ -15,23 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from md4 import samplers
 from md4.errors import UserError
 from md4.samplers import SamplingConfig
 from orchestration.config import read_yaml
+from orchestration.measures import Images, Measure, Texts, progress
 from orchestration.runs import Loaded, load_model
 from orchestration.sampling import Request, override
 from orchestration.sampling import prepare as canvas_of
 from pipelines.frontier import FrontierReport, draw, frontier
-from pipelines.image_quality import FeatureNetwork, compare, subset_size
-from pipelines.images import brightness
-from pipelines.judges import Judge, Scores
+from pipelines.image_quality import subset_size
 from pipelines.prepare import prepared_path
-from pipelines.quality import mauve, measure
 from pipelines.quality_reports import QualityReport
 from pipelines.reports import Provenance, write
 from pipelines.shards import ShardSet
@@ -102,14 +98,14 @@ def run(path: Path, wanted: Wanted, say: Callable[[str], None] = print) -> Findi
     _check(loaded, wanted)
     request = Request(count=wanted.count, length=wanted.length, seed=wanted.seed, label=_first_label(loaded))
     canvas_of(loaded, request)  # refuses a length, count or seed that can't be sampled
-    data = _open_data(loaded, wanted, say)
+    real = _read(_open_data(loaded, wanted, say), wanted)
+    measures = _measure(loaded, wanted, real, say)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
-    measures = (_Images if loaded.config.data.has_images else _Texts)(loaded, wanted, data, say)
     reports = []
     for place, settings in enumerate(plan):
         say(f"setting {place + 1} of {len(plan)}: {wanted.count} samples{_named(settings, wanted)}")
-        report = _measured(loaded, wanted, replace(request, settings=settings), data, measures)
+        report = _measured(loaded, wanted, replace(request, settings=settings), real, measures)
         say(f"written: {write(report, path / 'reports')[1]}")
         reports.append(report)
     whole = None
@@ -174,80 +170,39 @@ def _open_data(loaded: Loaded, wanted: Wanted, say: Callable[[str], None]) -> Sh
     return data
 
 
-def _references(data: ShardSet, wanted: Wanted) -> np.ndarray:
-    """Ids of the rows that samples are compared with, evenly spaced over the split."""
+@dataclass(frozen=True)
+class _References:
+    """Rows of the split that samples are compared with, evenly spaced."""
+
+    rows: np.ndarray | None  # [M, L]; None: there are none
+    labels: np.ndarray | None  # [M]
+    fingerprint: str | None  # of the set
+
+    @property
+    def count(self) -> int:
+        return 0 if self.rows is None else len(self.rows)
+
+
+def _read(data: ShardSet | None, wanted: Wanted) -> _References:
+    if data is None:
+        return _References(None, None, None)
     count = min(data.rows, wanted.count if wanted.references is None else wanted.references)
-    return np.arange(count) * data.rows // count
+    if count < 2:
+        raise UserError(f"the {data.split} split of {data.root} has {data.rows} rows; at least 2 are needed")
+    rows, labels = data.read_labelled(np.arange(count) * data.rows // count)
+    return _References(rows[:, : wanted.length], labels, data.fingerprint)  # entropy depends on the length
 
 
-# -- measures --------------------------------------------------------------------------------------------------------
-
-
-class _Texts:
-    """Entropy and distinct n-grams of texts; with a judge their perplexity, and MAUVE if wanted."""
-
-    def __init__(self, loaded: Loaded, wanted: Wanted, data: ShardSet | None, say: Callable[[str], None]):
-        self.vocabulary, self.wanted = loaded.vocabulary, wanted
-        self.judge = None if wanted.judge is None else Judge.load(wanted.judge)
-        self.labels, self.real, self.scores, self.references = None, None, None, 0
-        if data is None:
-            return
-        ids = _references(data, wanted)
-        rows, self.labels = data.read_labelled(ids)
-        rows = rows[:, : wanted.length]  # entropy depends on the length
-        if len(rows) < 2:
-            say("without the data's own figures: the split has but one row")
-            return
-        self.references = len(rows)
-        self.scores = self._scored(rows, "judging real texts")
-        self.real = measure(rows, self.vocabulary.size, self.scores)
-
-    def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
-        scores = self._scored(tokens, "judging samples")
-        found: dict[str, Any] = {"text": measure(tokens, self.vocabulary.size, scores), "data": self.real}
-        if self.judge is not None:
-            found["judge"] = self.judge.facts
-        if self.wanted.mauve:
-            if scores is None or self.scores is None or scores.features is None or self.scores.features is None:
-                raise UserError("MAUVE needs real texts to compare with")
-            found["mauve"] = mauve(scores.features, self.scores.features)
-        return found
-
-    def _scored(self, rows: np.ndarray, what: str) -> Scores | None:
-        if self.judge is None:
-            return None
-        texts = [self.vocabulary.decode(row) for row in rows]
-        with _progress(what, "windows") as bar:
-            task = bar.add_task("", total=None)
-            return self.judge.score(texts, features=self.wanted.mauve, advance=lambda amount: bar.advance(task, amount))
-
-
-class _Images:
-    """FID and KID."""
-
-    def __init__(self, loaded: Loaded, wanted: Wanted, data: ShardSet | None, say: Callable[[str], None]):
-        assert wanted.features is not None
-        assert data is not None
-        shape, levels = loaded.config.data.shape, loaded.config.data.levels
-        assert shape is not None
-        assert levels is not None
-        self.shape, self.levels, self.wanted = shape, levels, wanted
-        ids = _references(data, wanted)
-        subset_size(wanted.count, len(ids), wanted.kid_subset)  # said before hours of sampling
-        rows, self.labels = data.read_labelled(ids)
-        self.network = FeatureNetwork(wanted.features)
-        say(f"features of {len(ids)} real images")
-        self.real = self.network(self._pixels(rows))
-        self.references = len(rows)
-
-    def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
-        features = self.network(self._pixels(tokens))
-        found = compare(features, self.real, self.network, subset=self.wanted.kid_subset, seed=self.wanted.seed)
-        return {"images": found}
-
-    def _pixels(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens `[N, L]` as images `[N, H, W, C]` uint8."""
-        return brightness(tokens.reshape(-1, *self.shape), self.levels)
+def _measure(loaded: Loaded, wanted: Wanted, real: _References, say: Callable[[str], None]) -> Measure:
+    config = loaded.config.data
+    if not config.has_images:
+        return Texts(loaded.vocabulary, real.rows, wanted.judge, wanted.mauve)
+    assert config.shape is not None
+    assert config.levels is not None
+    assert wanted.features is not None
+    assert real.rows is not None
+    subset_size(wanted.count, real.count, wanted.kid_subset)  # said before hours of sampling
+    return Images(config.shape, config.levels, real.rows, wanted.features, wanted.kid_subset, wanted.seed, say)
 
 
 # -- samples ---------------------------------------------------------------------------------------------------------
@@ -265,11 +220,9 @@ class _Drawn:
     seconds: float
 
 
-def _measured(
-    loaded: Loaded, wanted: Wanted, request: Request, data: ShardSet | None, measures: "_Texts | _Images"
-) -> QualityReport:
+def _measured(loaded: Loaded, wanted: Wanted, request: Request, real: _References, measures: Measure) -> QualityReport:
     began = perf_counter()
-    labels, origin = _labels(loaded, wanted.count, measures.labels)
+    labels, origin = _labels(loaded, wanted.count, real.labels)
     drawn = _sample(loaded, request, labels, wanted.batch_size)
     found = measures(drawn.tokens)
     settings = drawn.settings.model_dump(mode="json", exclude_none=True)
@@ -277,13 +230,13 @@ def _measured(
     judge = found["judge"].judge_sha256 if "judge" in found else None
     network = found["images"].features_sha256 if "images" in found else None
     asked = [
-        settings, wanted.count, drawn.tokens.shape[1], measures.references, judge, network, wanted.mauve,
-        wanted.kid_subset, loaded.weights_hash, None if data is None else data.fingerprint,
+        settings, wanted.count, drawn.tokens.shape[1], real.count, judge, network, wanted.mauve,
+        wanted.kid_subset, loaded.weights_hash, real.fingerprint,
     ]  # fmt: skip
     return QualityReport(
         created=datetime.now(UTC),
         model=provenance,
-        data_fingerprint="not at hand" if data is None else data.fingerprint,
+        data_fingerprint=real.fingerprint or "not at hand",
         split=wanted.split,
         vocabulary=loaded.vocabulary.name,
         seed=wanted.seed,
@@ -296,7 +249,7 @@ def _measured(
         network_calls=drawn.network_calls,
         calls_per_sample=drawn.calls,
         sampling_seconds=drawn.seconds,
-        references=measures.references,
+        references=real.count,
         digest=_digest(asked),
         **found,
     )
@@ -307,7 +260,7 @@ def _sample(loaded: Loaded, request: Request, labels: Tensor | None, batch_size:
     began = perf_counter()
     job = replace(canvas_of(loaded, request), labels=labels)
     parts = []
-    with _progress("sampling", "samples") as bar:
+    with progress("sampling", "samples") as bar:
         task = bar.add_task("", total=len(job))
         for start in range(0, len(job), batch_size):
             (part,) = samplers.run(loaded.model, [job.part(start, start + batch_size)], batch_size)
@@ -349,10 +302,3 @@ def _named(settings: SamplingConfig, wanted: Wanted) -> str:
 
 def _digest(asked: Any) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _progress(what: str, unit: str) -> Progress:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
