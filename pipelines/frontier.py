@@ -165,7 +165,7 @@ def draw(report: FrontierReport, path: Path) -> Path:
 
     figure, axes = plt.subplots(figsize=(7.5, 5.2), dpi=130, layout="constrained")
     lines = sorted({point.steps for point in report.points}, key=lambda steps: steps or 0)
-    colors = plt.get_cmap("viridis")([0.85 * place / max(1, len(lines) - 1) for place in range(len(lines))])
+    colors = plt.get_cmap("viridis")([0.75 * place / max(1, len(lines) - 1) for place in range(len(lines))])
     for place, (steps, color) in enumerate(zip(lines, colors, strict=True)):
         line = [point for point in report.points if point.steps == steps]
         axes.errorbar(
@@ -177,11 +177,11 @@ def draw(report: FrontierReport, path: Path) -> Path:
             label="sampler without steps" if steps is None else f"{steps:,} steps",
         )  # fmt: skip
         for point in line:
-            # Lines run close together: the outer ones name their points on the outer side.
-            above = place == 0
+            # Lines run close together: the first and the last name their points on the outer side.
+            aside = (-4, 6) if place == 0 else (5, -6) if place == len(lines) - 1 else (6, 4)
             axes.annotate(
-                f"{point.temperature:g}", (point.entropy, point.perplexity), (-4 if above else 5, 6 if above else -6),
-                textcoords="offset points", ha="right" if above else "left", va="bottom" if above else "top",
+                f"{point.temperature:g}", (point.entropy, point.perplexity), aside, textcoords="offset points",
+                ha="right" if aside[0] < 0 else "left", va="top" if aside[1] < 0 else "bottom",
                 fontsize=8, color=color,
             )  # fmt: skip
     if report.data is not None:

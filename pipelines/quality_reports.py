@@ -44,7 +44,9 @@ class QualityReport(Report):
 
     @property
     def name(self) -> str:
-        return f"{super().name}-{self.digest}"
+        steps = self.settings.get("steps")
+        setting = f"{f'{steps}-steps-' if steps else ''}temperature-{self.settings.get('temperature', 1):g}"
+        return f"{super().name}-{setting}-{self.digest}"
 
     @property
     def how(self) -> str:

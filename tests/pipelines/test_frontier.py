@@ -50,7 +50,7 @@ REPORTS = [
 
 def test_a_report_shows_samples_beside_data(tmp_path):
     files = write(REPORTS[1], tmp_path)
-    assert files[0].name == "quality-validation-step-00000007-seed-3-8-0.8.json"
+    assert files[0].name == "quality-validation-step-00000007-seed-3-8-steps-temperature-0.8-8-0.8.json"
     assert QualityReport.model_validate_json(files[0].read_text()) == REPORTS[1]
     shown = files[1].read_text()
     it, data = REPORTS[1].text, REPORTS[1].data
