@@ -90,7 +90,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
         f"      .venv/bin/md4 train {PRESET} name=longer train.steps=4000",
         f"      .venv/bin/md4 train {PRESET} name=by-class model.classes=10 model.network.feature_dim=64",
         f"      .venv/bin/md4 train {PRESET} name=mine data.source=images data.path=FOLDER data.shape=[32,32,3] "
-        "data.fit=crop data.levels=256",
+        "data.fit=crop",
     ]
 
 
