@@ -260,6 +260,11 @@ def validate(tree: Any) -> Config:
         raise UserError("\n".join(_describe(problem) for problem in error.errors())) from None
 
 
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with the settings of a tree laid over it; UserError as of `validate`."""
+    return validate(_merge(config.model_dump(), changes))
+
+
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Every valid key, dotted."""
     for name, field in model.model_fields.items():
