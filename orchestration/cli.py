@@ -43,7 +43,7 @@ def prepare(preset: Preset, overrides: Overrides = None, config: File = None) ->
     """Turn documents into shards of tokens, resumably."""
     from orchestration.cluster import cluster
     from orchestration.config import load
-    from pipelines.prepare import check
+    from pipelines.config import check
     from pipelines.prepare import prepare as run
 
     settings = load(preset, overrides or (), config)

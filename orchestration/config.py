@@ -20,7 +20,7 @@ from md4.networks.images import GROUPS
 from md4.samplers import SamplingConfig
 from orchestration.optimizer import OptimizerConfig
 from orchestration.serving.config import ServingConfig
-from pipelines.prepare import PIXELS, DataConfig
+from pipelines.config import PIXELS, DataConfig
 from pipelines.vocabularies import vocabulary
 
 PRESETS = Path(md4.__file__).parent / "presets"

@@ -14,8 +14,9 @@ from orchestration.curves import draw_loss
 from orchestration.phases import Demo, bits_before, newest_report
 from orchestration.pictures import draw_story
 from orchestration.runs import Run, load_model
-from pipelines.prepare import prepared_path
-from pipelines.shards import Manifest, PixelFacts, ShardSet
+from pipelines.config import prepared_path
+from pipelines.manifest import Manifest, PixelFacts
+from pipelines.shards import ShardSet
 
 PRESET, RUN = "digits-tiny", Path("runs/demo-images")
 SEED = 7
