@@ -3,8 +3,8 @@
 The task of a part of a text reads its units, normalises the text, cuts long documents at white space, sends each
 document to a split by a hash of its text, shuffles the documents of a split, encodes them, joins them, and cuts the
 tokens into rows. The task of a part of a set of images makes each image a row (`pipelines.images`), sends it to a split
-by a hash of its pixels, unless the source has that split itself, and shuffles them. It writes its shards, and then a
-record `parts/00007.json` of what it did. A part with a record whose units and shards are as recorded is not done again.
+by a hash of its pixels, unless the source has that split itself, and shuffles them. Both write shards, and then a
+record `parts/00007.json` of what they did. A part whose units and shards are as recorded is not done again.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """The format of a prepared set: a folder of parquet shards and a manifest, which is written last.
 
-    manifest.json               what is in the set (`Manifest`); without it the folder is not a prepared set
+    manifest.json               what is in the set (`pipelines.manifest`); without it the folder is not a prepared set
     train/00007-0001.parquet    second shard of part 7: a column `tokens`, a fixed-size list of L tokens per row, zstd,
                                 and for labelled images a column `label`
     validation/ test/           the other splits
