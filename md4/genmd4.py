@@ -54,6 +54,7 @@ class GenMD4(MaskedDiffusion):
         t1: the earliest time.
     """
 
+    objective = "genmd4"
     masks_per_example = 2
 
     def __init__(self, network: nn.Module, vocab_size: int, power_init: float = 1.0, t1: float = 1e-3):

@@ -1,12 +1,11 @@
 """Asking the network in such a way that a row's answer doesn't depend on the rows beside it."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from md4.objectives import MD4
+from md4.objectives import MaskedDiffusion, evaluating
 
 # Two facts of CPU kernels make the last bits of a row depend on the size of its batch: matrix products of one to three
 # rows take other kernels than larger ones, and elementwise functions compute what is left over after the last whole
@@ -15,16 +14,42 @@ if TYPE_CHECKING:
 ROW_MULTIPLE = 4
 
 
-def logits(model: "MD4", z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Logits `[B, L, V]` float32 for masked tokens z `[B, L]` at times t `[B]`: each row as it would be alone.
+def filled(rows: int, device: torch.device | None = None) -> Tensor:
+    """The numbers 0..rows-1, and then 0 until there is a multiple of `ROW_MULTIPLE` of them."""
+    numbers = torch.zeros(rows + -rows % ROW_MULTIPLE, dtype=torch.int64, device=device)
+    numbers[:rows] = torch.arange(rows, device=device)
+    return numbers
 
-    labels: classes `[B]`, for class-conditional models. The batch is filled up to a multiple of `ROW_MULTIPLE` with
-    copies of its first row. Bits are equal in any company for rows of one length in float32 on a CPU, elsewhere nearly.
+
+class Prediction:
+    """The network's answer to one call, made into logits position by position.
+
+    Bits are equal in any company for rows of one length in float32 on a CPU, elsewhere nearly.
+
+    Args:
+        model: what is asked.
+        z: masked tokens `[B, L]`. The batch is filled up to a multiple of `ROW_MULTIPLE` with copies of its first row.
+        t: times `[B]`.
+        labels: classes `[B]`, for class-conditional networks.
     """
-    rows = z.shape[0]
-    t = t.to(torch.float32)
-    if missing := -rows % ROW_MULTIPLE:
-        fill = [*range(rows)] + [0] * missing
-        z, t = z[fill], t[fill]
+
+    @torch.no_grad()
+    def __init__(self, model: MaskedDiffusion, z: Tensor, t: Tensor, labels: Tensor | None = None) -> None:
+        fill = filled(len(z), z.device)
+        z, t = z[fill], t.to(torch.float32)[fill]
         labels = None if labels is None else labels[fill]
-    return model.logits(z, t, labels)[:rows]
+        network: Any = model.network
+        # Networks that end in a projection of single positions are asked for what it projects.
+        self._head = getattr(network, "head", None) if hasattr(network, "body") else None
+        with evaluating(network):
+            self._answer: Tensor = model.logits(z, t, labels) if self._head is None else network.body(z, t, labels)
+
+    @torch.no_grad()
+    def logits(self, row: Tensor, position: Tensor) -> Tensor:
+        """Logits `[N, V]` float32 at positions [N] of rows [N]."""
+        fill = filled(len(row), row.device)
+        chosen = self._answer[row[fill], position[fill]]
+        if self._head is not None:
+            with torch.autocast(chosen.device.type, enabled=False):
+                chosen = self._head(chosen)
+        return chosen[: len(row)]

@@ -10,7 +10,9 @@ offset and equal steps, so that every batch covers [0, 1) evenly.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +67,19 @@ def bits_per_token(nats: Tensor, length: int) -> Tensor:
     return nats / (length * math.log(2))
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Without dropout."""
+    if not network.training:
+        yield
+        return
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+
+
 class Loss(NamedTuple):
     """What one training pass gives for each example, in nats (a SUM over its tokens), reconstruction included."""
 
@@ -81,6 +96,7 @@ class MaskedDiffusion(nn.Module, ABC):
         vocab_size: number of real tokens; the mask id is `vocab_size`.
     """
 
+    objective: Literal["md4", "genmd4"]  # its name in configurations
     masks_per_example: int  # masked copies of an example in one training pass; its rows in the network
     schedule: Any  # a Schedule, or a module with parameters: see the subclasses
 
@@ -143,13 +159,8 @@ class MaskedDiffusion(nn.Module, ABC):
 
         `t` is `[B]` or one number for all rows.
         """
-        if not self.network.training:
+        with evaluating(self.network):
             return self._network(z, t, labels)
-        self.network.eval()
-        try:
-            return self._network(z, t, labels)
-        finally:
-            self.network.train()
 
 
 class MD4(MaskedDiffusion):
@@ -161,6 +172,7 @@ class MD4(MaskedDiffusion):
         continuous: continuous time (every published model), or `timesteps` discrete ones.
     """
 
+    objective = "md4"
     masks_per_example = 1
 
     def __init__(

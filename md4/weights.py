@@ -98,7 +98,7 @@ class Pretrained:
         if not 0 <= seed <= 2**63 - 1 - count:
             raise UserError(f"seed is {seed}; it must lie between 0 and {2**63 - 1 - count}")
         try:
-            chosen = SamplingConfig.model_validate(self.card.sampling.model_dump() | settings)
+            chosen = self.card.sampling.changed(settings)
         except ValidationError as error:
             raise UserError(_first(error)) from None
         device = next(self.model.parameters()).device

@@ -92,7 +92,7 @@ def override(base: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig
     """
     given = {name: value for name, value in changes.items() if value is not None}
     try:
-        return SamplingConfig.model_validate({**base.model_dump(), **given})
+        return base.changed(given)
     except ValidationError as error:
         raise UserError("; ".join(describe(problem) for problem in error.errors())) from None
 

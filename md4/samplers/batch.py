@@ -1,192 +1,196 @@
 """Rows that are sampled together: they join, advance one network call at a time, and leave when they are done.
 
-The rows of a batch have one length and are otherwise strangers: each has its own prompt, settings, seed and time, and
-gets the tokens that it would get alone. Nothing of the size of the vocabulary is kept for a row.
+The rows of a batch are strangers: each has its own length, prompt, sampler, settings, seed and time, and gets the
+tokens that it would get alone. Rows of equal length share their network calls, whatever their samplers.
 
-Shapes: B rows in the batch now, L positions, V real tokens, N positions revealed by one call.
+Shapes: B rows, T tokens of a row, L tokens that the network sees, N positions looked at, V real tokens.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from md4 import inference, noise
+from md4 import noise
 from md4.errors import UserError
-from md4.objectives import MD4, MaskedDiffusion
-from md4.samplers.ancestral import ancestral_plan
-from md4.samplers.draws import draw_tokens
-from md4.samplers.plans import Plan
+from md4.inference import Prediction
+from md4.objectives import MaskedDiffusion
+from md4.samplers.registry import sampler_class
+from md4.samplers.rows import KNOWN, PENDING, Job, Rows, Samples
+from md4.samplers.sampler import Ask, Sampler, Seen, Sight
 from md4.samplers.settings import SamplingConfig
 
-
-@dataclass
-class Rows:
-    """The state of some rows, one entry of every tensor for each."""
-
-    number: Tensor  # [B] int64: names the row to the caller
-    tokens: Tensor  # [B, L] int64: the mask id where still hidden
-    event: Tensor  # [B, L] int64: the plan, see plans.Plan
-    time: Tensor  # [B, L] float64
-    key: Tensor  # [B] int64: the row's noise
-    temperature: Tensor  # [B] float64
-    top_p: Tensor  # [B] float64
-    greedy_from: Tensor  # [B] int64: events from here on take the most probable token
-    label: Tensor  # [B] int64: class, of class-conditional models
-    calls: Tensor  # [B] int64: network calls so far
-    broken: Tensor  # [B] bool: the network's answer was no prediction (NaN); the row stopped there
-
-    def __len__(self) -> int:
-        return self.number.shape[0]
-
-    def select(self, which: Tensor) -> "Rows":
-        """The rows at a bool mask `[B]` or at indices, in that order."""
-        return Rows(**{field.name: getattr(self, field.name)[which] for field in fields(Rows)})
-
-    @staticmethod
-    def join(parts: Sequence["Rows"]) -> "Rows":
-        """All rows of some parts, one after the other."""
-        return Rows(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Rows)})
-
-
-@dataclass(frozen=True)
-class Job:
-    """Rows that share their settings."""
-
-    canvas: Tensor  # [B, L] int64: known tokens, the mask id where one is wanted
-    seeds: Tensor  # [B] int64: a row's tokens are a function of its canvas, its seed and the settings
-    settings: SamplingConfig
-    labels: Tensor | None = None  # [B] int64, for class-conditional models
-
-    def __post_init__(self) -> None:
-        if self.canvas.ndim != 2 or 0 in self.canvas.shape:
-            raise UserError(f"a canvas has the shape [rows >= 1, length >= 1], not {list(self.canvas.shape)}")
-        for name, values in {"seeds": self.seeds, "labels": self.labels}.items():
-            if values is not None and values.shape != self.canvas.shape[:1]:
-                raise UserError(f"{len(self.canvas)} rows need as many {name}, not the shape {list(values.shape)}")
-
-    def __len__(self) -> int:
-        return self.canvas.shape[0]
-
-    def part(self, start: int, stop: int) -> "Job":
-        """Rows start..stop-1, as far as there are so many."""
-        labels = None if self.labels is None else self.labels[start:stop]
-        return Job(self.canvas[start:stop], self.seeds[start:stop], self.settings, labels)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The result of a job, rows in its order."""
-
-    tokens: Tensor  # [B, L] int64
-    event: Tensor  # [B, L] int64: the step that revealed a position (-1: known from the start; >= steps: leftover)
-    calls: Tensor  # [B] int64: network calls that the row needed
-    broken: Tensor  # [B] bool: not sampled to the end, the network's answer was no prediction (NaN)
-    mode: str  # how tokens were drawn, see SamplingConfig.mode
-    network_calls: int  # forward passes of the run that this job was part of
-    seconds: float  # of that run
-
-    @property
-    def draws(self) -> int:
-        """Categorical draws made: one for each token."""
-        return int((self.event >= 0).sum())
+_CHUNK = 1 << 22  # logits made at a time: 16 MB
+_STEP = 4  # positions looked at together are a multiple of it, see md4.inference
 
 
 class Batch:
-    """Rows under way. `join` takes rows in, `advance` makes one network call for all, `leave` hands out the ended."""
+    """Rows under way. `join` takes rows in, `advance` makes one network call for all, `leave` hands out the ended.
+
+    A network that learned classes is shown those of the rows, and the null class for rows without one.
+    """
 
     def __init__(self, model: MaskedDiffusion) -> None:
-        if not isinstance(model, MD4):
-            raise UserError("a model of objective genmd4 can't be sampled: its tokens have no common schedule")
         self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.network_calls = 0
-        self._rows: Rows | None = None
+        conditioning: Any = getattr(model.network, "conditioning", None)
+        self.classes: int = getattr(conditioning, "classes", 0)
+        self._samplers: dict[type[Sampler], Sampler] = {}
+        self._rows: dict[tuple[Sampler, int, int], Rows] = {}  # by sampler, length and view
 
     def __len__(self) -> int:
-        return 0 if self._rows is None else len(self._rows)
+        return sum(map(len, self._rows.values()))
 
     def join(self, job: Job, numbers: Iterable[int]) -> None:
         """Take in the rows of a job; `numbers` name them when they leave.
 
-        Raises `UserError` if the canvas holds anything but tokens and the mask id, or is of another length than the
-        rows that are under way, or if only one of both has labels.
+        Raises `UserError` if the canvas holds anything but tokens and the mask id, for settings that are not for this
+        model, and for a label or a guidance without classes.
         """
-        canvas, settings, mask = job.canvas.to(self.device), job.settings, self.model.mask_id
+        settings = job.settings.resolve(self.model.objective)
+        rows = self._enter(job, settings, numbers)
+        kind = sampler_class(self.model.objective, settings)
+        sampler = self._samplers.setdefault(kind, kind(self.model))
+        rows.own = sampler.begin(rows, settings)
+        place = (sampler, rows.tokens.shape[1], int(rows.view[0]))
+        self._rows[place] = Rows.join([self._rows[place], rows]) if place in self._rows else rows
+
+    def _enter(self, job: Job, settings: SamplingConfig, numbers: Iterable[int]) -> Rows:
+        canvas, mask, count = job.canvas.to(self.device), self.model.mask_id, len(job)
+        length = canvas.shape[1]
         if bool(((canvas < 0) | (canvas > mask)).any()):
             raise UserError(f"a canvas holds tokens 0..{mask - 1} and the mask id {mask}")
-        if self._rows is not None:
-            length, labelled = self._rows.tokens.shape[1], bool((self._rows.label >= 0).all())
-            if canvas.shape[1] != length:
-                raise UserError(f"rows of length {canvas.shape[1]} can't join rows of length {length}")
-            if labelled != (job.labels is not None):
-                raise UserError("rows with a class label can't share a batch with rows without one")
-        key = noise.derive(job.seeds.to(self.device), "sample")
-        plan = ancestral_plan(self.model.schedule, canvas == mask, key, settings)
-        greedy_from = settings.steps if settings.leftovers == "argmax" else torch.iinfo(torch.int64).max
+        if job.stop is not None and not 0 <= job.stop < mask:
+            raise UserError(f"the stop token is {job.stop}; tokens are 0..{mask - 1}")
+        if job.labels is not None and not bool(((job.labels >= -1) & (job.labels < self.classes)).all()):
+            allowed = f"labels are 0..{self.classes - 1}, and -1 for none" if self.classes else "it has no classes"
+            raise UserError(f"labels {sorted(set(job.labels.tolist()))} are not all of this model: {allowed}")
+        if settings.guidance != 1 and (job.labels is None or bool((job.labels < 0).any())):
+            raise UserError(f"guidance={settings.guidance} is towards a class: every row needs a label")
 
-        def every(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((len(job),), value, dtype=dtype, device=self.device)
+        def every(value: float, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.full((count,), value, dtype=dtype, device=self.device)
 
-        rows = Rows(
+        return Rows(
             number=torch.as_tensor(list(numbers), dtype=torch.int64, device=self.device),
             tokens=canvas.clone(),
-            event=plan.event,
-            time=plan.time,
-            key=noise.derive(key, "token"),
+            event=torch.where(canvas == mask, PENDING, KNOWN),
+            key=noise.derive(job.seeds.to(self.device), "sample"),
+            calls=every(0),
+            draws=every(0),
             temperature=every(settings.temperature, torch.float64),
             top_p=every(settings.top_p, torch.float64),
-            greedy_from=every(greedy_from, torch.int64),
-            label=every(-1, torch.int64) if job.labels is None else job.labels.to(self.device),
-            calls=every(0, torch.int64),
+            top_k=every(settings.top_k or 0),
+            guidance=every(settings.guidance, torch.float64),
+            label=every(-1) if job.labels is None else job.labels.to(self.device),
+            block=every(settings.block or length),
+            stop=every(-1 if job.stop is None else job.stop),
+            view=every(min(length, job.window or length)),
             broken=every(False, torch.bool),
         )
-        self._rows = rows if self._rows is None else Rows.join([self._rows, rows])
 
-    def leave(self) -> Rows | None:
-        """Take out the rows that are finished or broken; None if there are none."""
-        if self._rows is None:
-            return None
-        ended = ~(self._rows.tokens == self.model.mask_id).any(dim=1) | self._rows.broken
-        if not bool(ended.any()):
-            return None
-        out = self._rows.select(ended)
-        self._rows = None if bool(ended.all()) else self._rows.select(~ended)
+    def leave(self) -> list[Rows]:
+        """Take out the rows that are finished or broken."""
+        out = []
+        for place, rows in list(self._rows.items()):
+            sampler = place[0]
+            finished = sampler.finished(rows)
+            ended = finished | rows.broken | self._stopped(rows, finished, sampler.revises)
+            if not bool(ended.any()):
+                continue
+            gone = rows.select(ended)
+            gone.own = {name: gone.own[name] for name in sampler.counts}
+            out.append(gone)
+            if bool(ended.all()):
+                del self._rows[place]
+            else:
+                self._rows[place] = rows.select(~ended)
         return out
 
-    def advance(self) -> None:
-        """One network call: every row makes its own next step."""
-        rows = self._rows
-        if rows is None:
-            return
-        masked = rows.tokens == self.model.mask_id
-        call = Plan(rows.event, rows.time).next(masked)
-        labels = rows.label if bool((rows.label >= 0).all()) else None
-        logits = inference.logits(self.model, rows.tokens, call.time, labels)
-        row, position = call.reveal.nonzero(as_tuple=True)
-        logits = logits[row, position]
+    def _stopped(self, rows: Rows, finished: Tensor, revises: bool) -> Tensor:
+        """Rows `[B]` with a stop token before which nothing is masked; what follows it becomes stop tokens too.
 
+        Where tokens may change later (`revises`) finished rows alone.
+        """
+        if not bool((rows.stop >= 0).any()):
+            return torch.zeros_like(rows.broken)
+        masked = rows.tokens == self.model.mask_id
+        first = (rows.tokens == rows.stop[:, None]) & rows.unknown & (masked.cumsum(dim=1) == 0)
+        if revises:
+            first &= finished[:, None]
+        rest = (first.cumsum(dim=1) > 0) & rows.unknown
+        rows.tokens = torch.where(rest, rows.stop[:, None], rows.tokens)
+        return first.any(dim=1)
+
+    def advance(self) -> None:
+        """One network call for all rows of a length: every row makes its own next step."""
+        asked = [(place, rows, place[0].ask(rows)) for place, rows in self._rows.items()]
+        for view in {place[2] for place, *_ in asked}:
+            self._call([(place[0], rows, ask) for place, rows, ask in asked if place[2] == view], view)
+
+    def _call(self, asked: list[tuple[Sampler, Rows, Ask]], view: int) -> None:
+        """Ask the network for rows that it sees `view` tokens of, and tell the samplers what it said."""
+        mask = self.model.mask_id
+        needs = [ask.wanted.any(dim=1) for _, _, ask in asked]
+        starts = [rows.view_start(mask) for _, rows, _ in asked]
+        index = torch.arange(view, device=self.device)
+        z = torch.cat(
+            [r.tokens.gather(1, s[:, None] + index)[n] for (_, r, _), s, n in zip(asked, starts, needs, strict=True)]
+        )
+        if len(z) == 0:
+            return
+        t = torch.cat([ask.time[need] for (_, _, ask), need in zip(asked, needs, strict=True)])
+        label = torch.cat([rows.label[need] for (_, rows, _), need in zip(asked, needs, strict=True)])
+        guidance = torch.cat([rows.guidance[need] for (_, rows, _), need in zip(asked, needs, strict=True)])
+        guided = guidance != 1
+        # Guided rows are asked a second time, as of no class in particular.
+        null = torch.where(guided, len(z) + guided.cumsum(dim=0) - 1, 0)
+        if bool(guided.any()):
+            z, t = torch.cat([z, z[guided]]), torch.cat([t, t[guided]])
+            label = torch.cat([label, torch.full_like(label[guided], -1)])
+        prediction = Prediction(self.model, z, t, label if self.classes else None)
+        self.network_calls += 1
+
+        first = 0
+        for (sampler, rows, ask), start, need in zip(asked, starts, needs, strict=True):
+            place = first + need.cumsum(dim=0) - 1  # of each row in the call
+            first += int(need.sum())
+            row, position = ask.wanted.nonzero(as_tuple=True)
+            if len(row) == 0:
+                continue
+            parts = []
+            size = max(_STEP, _CHUNK // mask // _STEP * _STEP)
+            for begin in range(0, len(row), size):
+                r, p = row[begin : begin + size], position[begin : begin + size]
+                seen_at, number = p - start[r], place[r]
+                logits = prediction.logits(number, seen_at)
+                if bool(guided[number].any()):
+                    other, g = prediction.logits(null[number], seen_at), guidance[number, None].float()
+                    logits = torch.where(guided[number, None], other + g * (logits - other), logits)
+                parts.append(sampler.look(rows, Sight(r, p, self._sound(rows, r, logits))))
+            values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            sampler.tell(rows, Seen(row, position, values))
+            rows.calls += need
+
+    @staticmethod
+    def _sound(rows: Rows, row: Tensor, logits: Tensor) -> Tensor:
+        """`logits`, but 0 where they are no prediction; their rows are marked as broken."""
         # -inf forbids a token; a NaN, +inf, or nothing but -inf is no prediction.
         finite = torch.isfinite(logits.amax(dim=1))
+        if bool(finite.all()):
+            return logits
         rows.broken[row[~finite]] = True
-        row, position, logits = row[finite], position[finite], logits[finite]
-
-        event = call.event[row]
-        keys = noise.derive(noise.derive(rows.key[row], event), position)
-        tokens = draw_tokens(logits, keys, rows.temperature[row], rows.top_p[row])
-        greedy = event >= rows.greedy_from[row]
-        rows.tokens[row, position] = torch.where(greedy, logits.argmax(dim=-1), tokens)
-        rows.calls += masked.any(dim=1)
-        self.network_calls += 1
+        return torch.where(finite[:, None], logits, 0.0)
 
 
 def run(model: MaskedDiffusion, jobs: Sequence[Job], batch_size: int = 64) -> list[Samples]:
-    """Sample the rows of all jobs (of one length), at most `batch_size` at a time; results in the jobs' order.
+    """Sample the rows of all jobs, at most `batch_size` at a time; results in the jobs' order.
 
     A row that ends makes room for the next one. Tokens don't depend on `batch_size` or on the other jobs.
-    Raises `UserError` for a canvas that can't be sampled or a batch size below 1.
+    Raises `UserError` for a canvas or settings that can't be sampled or a batch size below 1.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; at least 1 is needed")
@@ -202,30 +206,29 @@ def run(model: MaskedDiffusion, jobs: Sequence[Job], batch_size: int = 64) -> li
             batch.join(part, range(entered, entered + len(part)))
             entered += len(part)
         out = batch.leave()
-        if out is None:
+        ended += out
+        if not out:
             batch.advance()
-        else:
-            ended.append(out)
-    if not ended:
-        return []
-    rows = Rows.join(ended)
-    rows = rows.select(rows.number.argsort())
     results, start = [], 0
     for job in jobs:
-        own = rows.select(torch.arange(start, start + len(job), device=rows.number.device))
+        own = [(rows.number >= start) & (rows.number < start + len(job)) for rows in ended]
+        rows = Rows.join([rows.select(which) for rows, which in zip(ended, own, strict=True) if bool(which.any())])
+        rows = rows.select(rows.number.argsort())
         start += len(job)
         known = job.canvas != model.mask_id
-        if not torch.equal(own.tokens.cpu()[known.cpu()], job.canvas[known].cpu()):
+        if not torch.equal(rows.tokens.cpu()[known.cpu()], job.canvas[known].cpu()):
             raise AssertionError("a known token was touched")
         results.append(
             Samples(
-                tokens=own.tokens.cpu(),
-                event=own.event.cpu(),
-                calls=own.calls.cpu(),
-                broken=own.broken.cpu(),
-                mode=job.settings.mode,
+                tokens=rows.tokens.cpu(),
+                event=rows.event.cpu(),
+                calls=rows.calls.cpu(),
+                row_draws=rows.draws.cpu(),
+                broken=rows.broken.cpu(),
+                settings=job.settings.resolve(model.objective),
                 network_calls=batch.network_calls,
                 seconds=perf_counter() - began,
+                counted={name: value.cpu() for name, value in rows.own.items()},
             )
         )
     return results

@@ -59,11 +59,27 @@ def categorical(logits: Tensor, keys: Tensor) -> Tensor:
     return tokens
 
 
-def draw_tokens(logits: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
-    """Tokens `[N]` from logits `[N, V]` at each position's own temperature `[N]` (> 0) and top_p `[N]`, in that order.
+def filter_top_k(logits: Tensor, k: Tensor) -> Tensor:
+    """Keep the k most probable tokens and those tied with the last of them; the others become -inf.
 
-    Temperature 1 and top_p 1 draw from the network's own probabilities. The arithmetic is float64 throughout.
+    logits: `[N, V]`; k: `[N]` int64, 0 or at least V keeps everything.
     """
+    vocabulary = logits.shape[1]
+    if not bool(((k > 0) & (k < vocabulary)).any()):
+        return logits
+    k = torch.where(k > 0, k, vocabulary).clamp(max=vocabulary)
+    falling = logits.topk(int(k.where(k < vocabulary, 1).max()), dim=1).values
+    last = falling.gather(1, (k - 1).clamp(max=falling.shape[1] - 1)[:, None])
+    return logits.masked_fill((logits < last) & (k < vocabulary)[:, None], -torch.inf)
+
+
+def log_weights(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Unnormalised log-probabilities `[N, V]` float64, at most 0, of logits [N, V] at temperatures [N] (> 0)."""
     # Relative to the largest logit, so that no temperature, however low, makes an infinity of two tokens.
-    scaled = (logits.double() - logits.double().amax(dim=-1, keepdim=True)) / temperature.double()[:, None]
-    return categorical(filter_top_p(scaled, top_p), keys)
+    logits = logits.double()
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature.double()[:, None]
+
+
+def filtered(weights: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
+    """`weights` [N, V] (logarithms) with top-k and then top-p applied, each position by its own: [N] both."""
+    return filter_top_p(filter_top_k(weights, top_k), top_p)

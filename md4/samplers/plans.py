@@ -1,6 +1,6 @@
-"""A plan: which positions of each row are revealed together, in what order, and at which time the network is asked.
+"""Plans that are known before the first network call, because reveal times don't depend on tokens.
 
-Shapes: B rows, L positions.
+Shapes: B rows, T tokens of a row.
 """
 
 from dataclasses import dataclass
@@ -8,37 +8,77 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KNOWN = -1  # the event of a position that stands from the start
-_NEVER = torch.iinfo(torch.int64).max
+from md4.samplers.rows import KNOWN, Rows
+from md4.samplers.sampler import Ask, Sampler, Seen, Sight
 
-
-@dataclass(frozen=True)
-class Call:
-    """What a row does with its next network call."""
-
-    reveal: Tensor  # [B, L] bool: the positions that get their tokens
-    time: Tensor  # [B] float64: the time the network is shown
-    event: Tensor  # [B] int64: the number of the event, which names its noise
+NEVER = torch.iinfo(torch.int64).max
 
 
 @dataclass
 class Plan:
-    """A plan that is known before the first network call: reveal times don't depend on tokens.
+    """Position (b, p) is revealed in event `event[b, p]`, at which the network is shown `time[b, p]`.
 
-    Position (b, l) is revealed in event `event[b, l]`, at which the network is shown `time[b, l]`; a row's events
-    happen in rising order and only those that reveal something exist, so a step in which nothing happens costs nothing.
-    Rows are independent: each has its own events and times.
+    A row's events happen in rising order, and only those that reveal something exist: a step in which nothing happens
+    costs nothing. Rows are independent: each has its own events and times.
     """
 
-    event: Tensor  # [B, L] int64, KNOWN where the token stands from the start
-    time: Tensor  # [B, L] float64, the same for all positions of one event
+    event: Tensor  # [B, T] int64, KNOWN where the token stands from the start
+    time: Tensor  # [B, T] float64, the same for all positions of one event
 
-    def next(self, masked: Tensor) -> Call:
-        """The next call of rows of which `masked` `[B, L]` is still hidden; full rows reveal nothing."""
-        pending = torch.where(masked, self.event, _NEVER)
+    def bounded(self, least: int | None, most: int | None, block: Tensor) -> "Plan":
+        """With at least `least` reveals an event (but for the last) and at most `most`, in the same order.
+
+        Events that are too small are put together and shown the time of the first; those that are too large are cut.
+        block: `[B, T]`, the block of each position: blocks follow each other, and no event is in two of them.
+        """
+        if least is None and most is None:
+            return self
+        least, most = least or 1, most or NEVER
+        event, time = self.event.clone(), self.time.clone()
+        order = torch.where(event == KNOWN, NEVER, event).argsort(dim=1, stable=True)
+        order = order.gather(1, block.gather(1, order).argsort(dim=1, stable=True))
+        for row, places in enumerate(order.tolist()):
+            group, size, last, begin = -1, 0, (-1, -1), 0.0
+            for place in places:
+                here = int(block[row, place]), int(self.event[row, place])
+                if here[1] == KNOWN:
+                    continue
+                if here[0] != last[0] or size == most or (here != last and size >= least):
+                    group, size, begin = group + 1, 0, self.time[row, place].item()
+                event[row, place], time[row, place] = group, begin
+                size, last = size + 1, here
+        return Plan(event, time)
+
+
+class Planned(Sampler):
+    """Rows with a plan: `begin` of a subclass makes it.
+
+    Rows that are sampled in blocks go through their plan once for each block. The network is then shown the time at
+    which as many tokens of its view are masked: the text before a block is known, that behind it is not.
+    """
+
+    def planned(self, plan: Plan, greedy: Tensor) -> dict[str, Tensor]:
+        """The tensors of a plan; at `greedy` positions [B, T] the most probable token is taken."""
+        return {"plan": plan.event, "time": plan.time, "greedy": greedy}
+
+    def next(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The next event of each row `[B]` and the time `[B]` at which it happens."""
+        pending = torch.where(rows.active(self.mask), rows.own["plan"], NEVER)
         event, first = pending.min(dim=1)
-        return Call(
-            reveal=masked & (pending == event[:, None]),
-            time=self.time.gather(1, first[:, None])[:, 0],
-            event=event,
-        )
+        return event, rows.own["time"].gather(1, first[:, None])[:, 0]
+
+    def ask(self, rows: Rows) -> Ask:
+        event, time = self.next(rows)
+        blocked = rows.block < rows.tokens.shape[1]
+        if bool(blocked.any()):
+            time = torch.where(blocked, self.time_of_share(rows), time)
+        return Ask(time, rows.active(self.mask) & (rows.own["plan"] == event[:, None]))
+
+    def look(self, rows: Rows, sight: Sight) -> dict[str, Tensor]:
+        token = self.draw(rows, sight)
+        greedy = rows.own["greedy"][sight.row, sight.position]
+        return {"token": torch.where(greedy, sight.logits.argmax(dim=1), token)}
+
+    def tell(self, rows: Rows, seen: Seen) -> None:
+        self.reveal(rows, seen.row, seen.position, seen.values["token"])
+        rows.draws.index_add_(0, seen.row, torch.ones_like(seen.row))

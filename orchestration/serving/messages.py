@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from md4.samplers import SamplingConfig
-from md4.samplers.settings import GridName, Steps, Temperature, TopP
+from md4.samplers.settings import GridSetting, Steps, Temperature, TopP
 from orchestration.sampling import SEED_LIMIT, Sample
 
 
@@ -27,7 +27,7 @@ class SampleRequest(BaseModel):
     label: Annotated[int | None, Field(ge=0, description="class, for class-conditional models")] = None
     order: Annotated[bool, Field(description="tell at which step each token was revealed")] = False
     steps: Steps | None = None
-    grid: GridName | None = None
+    grid: GridSetting | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
 

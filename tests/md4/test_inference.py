@@ -1,9 +1,15 @@
 import pytest
 import torch
 
-from md4 import inference
+from md4.inference import Prediction
 from md4.model import ModelConfig, build
 from md4.networks.transformer import TransformerConfig
+
+
+def everywhere(model, z, t, labels=None):
+    """Logits `[B, L, V]`."""
+    row, position = torch.ones_like(z).nonzero(as_tuple=True)
+    return Prediction(model, z, t, labels).logits(row, position).unflatten(0, z.shape)
 
 
 @pytest.mark.parametrize("mlp", ["glu", "swiglu", "geglu"])
@@ -17,11 +23,11 @@ def test_a_rows_logits_have_the_same_bits_in_any_company(mlp, time_input):
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     z, t = torch.randint(0, 28, (40, 9), generator=generator), torch.rand(40, generator=generator)
-    together = inference.logits(model, z, t)
+    together = everywhere(model, z, t)
     assert together.shape == (40, 9, 27)
     for rows in range(1, 22):
         part = slice(rows // 2, rows // 2 + rows)
-        assert torch.equal(inference.logits(model, z[part], t[part]), together[part])
+        assert torch.equal(everywhere(model, z[part], t[part]), together[part])
 
 
 def test_labels_follow_their_rows():
@@ -34,4 +40,20 @@ def test_labels_follow_their_rows():
     z, t, labels = torch.full((3, 4), 5), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([2, 0, 1])
     with torch.no_grad():
         plain = torch.cat([model.network(z[i : i + 1], t[i : i + 1], labels[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(inference.logits(model, z, t, labels), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(everywhere(model, z, t, labels), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_positions_logits_have_the_same_bits_in_any_company():
+    """The head of a wide network asked for 1 to 21 positions, against all 120 at once."""
+    network = TransformerConfig(feature_dim=48, heads=2, layers=1)
+    model = build(ModelConfig(vocab_size=1000, length=30, network=network))
+    with torch.no_grad():
+        torch.nn.init.normal_(model.network.head.weight, generator=torch.Generator().manual_seed(1))
+    z, t = torch.full((4, 30), 1000), torch.rand(4)
+    prediction = Prediction(model, z, t)
+    row, position = torch.ones_like(z).nonzero(as_tuple=True)
+    together = prediction.logits(row, position)
+    torch.testing.assert_close(together, model.logits(z, t).flatten(0, 1), rtol=1e-5, atol=1e-5)
+    for count in range(1, 22):
+        part = slice(3 * count, 4 * count)
+        assert torch.equal(prediction.logits(row[part], position[part]), together[part])

@@ -17,9 +17,10 @@ from orchestration.sampling import Request, override, prepare
 from pipelines.image_quality import FeatureNetwork, compare
 from pipelines.images import brightness
 from pipelines.judges import Judge
+from pipelines.manifest import PixelFacts
 from pipelines.quality import measure
 from pipelines.quality_reports import QualityReport
-from pipelines.shards import PixelFacts, ShardSet
+from pipelines.shards import ShardSet
 from tests.orchestration.small_run import LENGTH, write_run
 from tests.orchestration.test_cli import md4
 from tests.orchestration.test_pictures import write_image_run

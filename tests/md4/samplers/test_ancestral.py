@@ -9,9 +9,13 @@ from md4 import noise
 from md4.samplers import SamplingConfig
 from md4.samplers.ancestral import ancestral_plan, reveal_probability
 from md4.samplers.grids import time_grid
-from md4.samplers.plans import KNOWN
+from md4.samplers.rows import KNOWN
 from md4.schedules import parse_schedule
 from tests.md4.oracle import chi_square
+
+
+def resolved(**settings) -> SamplingConfig:
+    return SamplingConfig(**settings).resolve("md4")
 
 
 def row_keys(count: int, seed: int = 0) -> torch.Tensor:
@@ -37,8 +41,8 @@ def test_flip_counts(schedule, grid):
     false-alarm rate 5e-3 together). The mutant leaves out the division by 1 - alpha(t)."""
     steps, rows, length = 8, 2000, 50
     law = parse_schedule(schedule, eps=0.01)
-    plan = ancestral_plan(
-        law, torch.ones(rows, length, dtype=torch.bool), row_keys(rows), SamplingConfig(steps=steps, grid=grid)
+    plan, _ = ancestral_plan(
+        law, torch.ones(rows, length, dtype=torch.bool), row_keys(rows), resolved(steps=steps, grid=grid)
     )
     times = time_grid(grid, steps)
     rho = reveal_probability(law, times[:-1], times[1:])
@@ -58,7 +62,7 @@ def test_leftovers_are_eps_and_come_one_at_a_time():
     law = parse_schedule("linear", eps=0.05)
     rows, length, steps = 1000, 40, 5
     unknown = torch.ones(rows, length, dtype=torch.bool)
-    plan = ancestral_plan(law, unknown, row_keys(rows), SamplingConfig(steps=steps))
+    plan, _ = ancestral_plan(law, unknown, row_keys(rows), resolved(steps=steps))
     left = plan.event >= steps
     share = 0.05 / 0.95
     assert chi_square(torch.tensor([int(left.sum()), int((~left).sum())]), torch.tensor([share, 1 - share])) > 1e-3
@@ -66,7 +70,7 @@ def test_leftovers_are_eps_and_come_one_at_a_time():
     for row in range(rows):
         events = plan.event[row][left[row]].sort().values
         assert torch.equal(events, torch.arange(steps, steps + len(events)))
-    at_once = ancestral_plan(law, unknown, row_keys(rows), SamplingConfig(steps=steps, leftovers="argmax"))
+    at_once, _ = ancestral_plan(law, unknown, row_keys(rows), resolved(steps=steps, leftovers="argmax"))
     assert torch.equal(at_once.event.clamp(max=steps), plan.event.clamp(max=steps))
     assert at_once.event.max() == steps
 
@@ -82,23 +86,23 @@ def test_leftovers_are_eps_and_come_one_at_a_time():
 )
 def test_a_plan_is_the_rows_own(seed, steps, grid, schedule, known, eps):
     """Times fall as events rise and are those of the grid; known positions have no event; company changes nothing."""
-    law, config = parse_schedule(schedule, eps=eps), SamplingConfig(steps=steps, grid=grid)
+    law, config = parse_schedule(schedule, eps=eps), resolved(steps=steps, grid=grid)
     unknown = torch.ones(3, 20, dtype=torch.bool)
     unknown[1, list(known)] = False
-    plan = ancestral_plan(law, unknown, row_keys(3, seed), config)
+    plan, _ = ancestral_plan(law, unknown, row_keys(3, seed), config)
     assert ((plan.event == KNOWN) == ~unknown).all()
     times = torch.cat([time_grid(grid, steps)[:-1], torch.zeros(1, dtype=torch.float64)])
     hidden = plan.event[unknown]
     assert torch.equal(plan.time[unknown], times[hidden.clamp(max=steps)])
-    alone = ancestral_plan(law, unknown[1:2], row_keys(3, seed)[1:2], config)
+    alone, _ = ancestral_plan(law, unknown[1:2], row_keys(3, seed)[1:2], config)
     assert torch.equal(alone.event[0], plan.event[1])
 
 
 def test_finer_grids_reveal_in_the_same_order():
     """One uniform stands for a position's whole series of coins, so only ties within a step differ between grids."""
     law, unknown = parse_schedule("linear"), torch.ones(4, 30, dtype=torch.bool)
-    coarse = ancestral_plan(law, unknown, row_keys(4), SamplingConfig(steps=7))
-    fine = ancestral_plan(law, unknown, row_keys(4), SamplingConfig(steps=7000))
+    coarse, _ = ancestral_plan(law, unknown, row_keys(4), resolved(steps=7))
+    fine, _ = ancestral_plan(law, unknown, row_keys(4), resolved(steps=7000))
     for row in range(4):
         order = fine.event[row].argsort()
         assert (coarse.event[row][order].diff() >= 0).all()

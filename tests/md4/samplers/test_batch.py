@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from md4 import samplers
+from md4 import noise, samplers
 from md4.errors import UserError
 from md4.model import ModelConfig, build
 from md4.networks.transformer import TransformerConfig
 from md4.objectives import MD4
-from md4.samplers import Batch, Job, SamplingConfig
+from md4.samplers import Batch, Job, SamplingConfig, ancestral
 from md4.samplers.grids import time_grid
 from tests.md4.oracle import Toy, chi_square
 
@@ -62,15 +62,15 @@ def test_another_reveal_probability_is_rejected():
 
 def test_the_network_is_shown_the_beginning_of_the_step(monkeypatch):
     """Mutant: the time at a step's end. False-alarm rate 1e-3 is that of the case above with the same settings."""
-    original = samplers.batch.ancestral_plan
+    original = ancestral.ancestral_plan
 
     def stale(schedule, unknown, keys, settings):
-        plan = original(schedule, unknown, keys, settings)
+        plan, left = original(schedule, unknown, keys, settings)
         ends = torch.cat([time_grid(settings.grid, settings.steps)[1:], torch.zeros(1, dtype=torch.float64)])
         plan.time = ends[plan.event.clamp(0, settings.steps)]
-        return plan
+        return plan, left
 
-    monkeypatch.setattr(samplers.batch, "ancestral_plan", stale)
+    monkeypatch.setattr(ancestral, "ancestral_plan", stale)
     found = counts(TOY.model("cosine", timed=True), SamplingConfig(steps=3, grid="uniform"))
     assert chi_square(found, TOY.ancestral_law("cosine", 1e-4, time_grid("uniform", 3), True)) < ALPHA
 
@@ -91,7 +91,9 @@ def test_argmax_leftovers_are_the_most_probable_tokens_of_one_call():
     model = TOY.model("linear", 0.2, timed=True)
     job = Job(torch.full((200, 4), TOY.mask), torch.arange(200), SamplingConfig(steps=1, leftovers="argmax"))
     (samples,) = samplers.run(model, [job], batch_size=200)
-    left = samples.event == 1
+    _, left = ancestral.ancestral_plan(
+        model.schedule, job.canvas == TOY.mask, noise.derive(job.seeds, "sample"), job.settings.resolve("md4")
+    )
     assert 100 < left.sum() < 300
     expected = model.logits(torch.where(left, TOY.mask, samples.tokens), torch.zeros(200)).argmax(dim=2)
     assert torch.equal(samples.tokens[left], expected[left])
@@ -119,23 +121,41 @@ def transformer(time_input: bool = True) -> MD4:
     return model
 
 
-def mixed_jobs(length: int = 24) -> list[Job]:
-    """Rows that differ in prompt, seed and every setting."""
+OWN_SETTINGS = [
+    {"steps": 1, "leftovers": "argmax"},
+    {"steps": 5, "grid": "uniform"},
+    {"steps": 300, "min_reveals": 2, "max_reveals": 3},
+    {"grid": (1.0, 0.7, 0.1, 0.0), "leftovers": "independent"},
+    {"steps": 8, "block": 7},
+    {"sampler": "first_hitting"},
+    {"sampler": "first_hitting", "steps": 5},
+    {"sampler": "first_hitting", "steps": 6, "extrapolate": True},
+    {"sampler": "first_hitting", "steps": 7, "correct": True, "extrapolate": True},
+    {"sampler": "first_hitting", "block": 5, "max_reveals": 2},
+]
+
+
+def mixed_jobs() -> list[Job]:
+    """Rows that differ in length, prompt, seed, sampler and its settings."""
     generator = torch.Generator().manual_seed(7)
     jobs = []
-    for index in range(12):
-        canvas = torch.randint(0, 27, (1 + index % 3, length), generator=generator)
+    for index in range(24):
+        canvas = torch.randint(0, 27, (1 + index % 3, [24, 17][index % 5 == 4]), generator=generator)
         hidden = torch.rand(canvas.shape, generator=generator) < [1.0, 0.6, 0.2][index % 3]
         settings = SamplingConfig(
-            steps=[1, 5, 24, 300][index % 4],
-            grid=["uniform", "cosine"][index % 2],
+            **OWN_SETTINGS[index % len(OWN_SETTINGS)],
             temperature=[1.0, 0.7, 1.3][index % 3],
-            top_p=[1.0, 0.9][index // 6],
-            leftovers=["exact", "argmax"][index % 5 == 0],
+            top_p=[1.0, 0.9][index // 10 % 2],
+            top_k=[None, 9][index // 7 % 2],
         )
         seeds = torch.randint(0, 2**53, (len(canvas),), generator=generator)
         jobs.append(Job(torch.where(hidden, 27, canvas), seeds, settings))
     return jobs
+
+
+def texts(results: list[samplers.Samples]) -> list[list[int]]:
+    """The tokens of every row."""
+    return [row for samples in results for row in samples.tokens.tolist()]
 
 
 @pytest.mark.parametrize("time_input", [True, False])
@@ -145,9 +165,9 @@ def test_a_row_gets_the_tokens_it_gets_alone(time_input):
     alone = [samplers.run(model, [job.part(i, i + 1)])[0] for job in jobs for i in range(len(job))]
     for batch_size in (2, 7, 64):
         together = samplers.run(model, jobs, batch_size=batch_size)
-        assert torch.equal(torch.cat([s.tokens for s in together]), torch.cat([s.tokens for s in alone]))
+        assert texts(together) == texts(alone)
         assert torch.equal(torch.cat([s.calls for s in together]), torch.cat([s.calls for s in alone]))
-    assert torch.cat([s.tokens for s in alone]).unique().numel() == 27
+    assert len({token for row in texts(alone) for token in row}) == 27
 
 
 def test_known_tokens_stand_and_no_mask_stays():
@@ -193,24 +213,24 @@ def test_a_full_row_may_stay_while_others_advance():
     batch.join(Job(canvas, torch.tensor([1, 2]), SamplingConfig(steps=1)), [10, 11])
     batch.advance()
     ended = batch.leave()
-    assert ended is not None
-    assert ended.number.tolist() == [10, 11]
-    assert torch.equal(ended.tokens[0], canvas[0])
-    assert ended.calls.tolist() == [0, 1]
+    assert [rows.number.tolist() for rows in ended] == [[10, 11]]
+    assert torch.equal(ended[0].tokens[0], canvas[0])
+    assert ended[0].calls.tolist() == [0, 1]
     assert len(batch) == 0
 
 
-def test_labels_do_not_mix_with_rows_without():
-    batch = Batch(TOY.model())
-    batch.join(Job(torch.full((1, 4), 3), torch.tensor([0]), SamplingConfig()), [0])
-    with pytest.raises(UserError, match="class label"):
-        batch.join(Job(torch.full((1, 4), 3), torch.tensor([0]), SamplingConfig(), torch.tensor([1])), [1])
+def test_labels_and_guidance_need_classes():
+    canvas, seeds = torch.full((1, 4), 3), torch.tensor([0])
+    with pytest.raises(UserError, match="no classes"):
+        samplers.run(TOY.model(), [Job(canvas, seeds, SamplingConfig(), torch.tensor([1]))])
+    with pytest.raises(UserError, match=r"guidance=2.0 is towards a class"):
+        samplers.run(TOY.model(), [Job(canvas, seeds, SamplingConfig(guidance=2))])
 
 
 def test_rows_join_between_calls():
     """A row that joins when others are half done gets its own tokens, and so do they."""
     model, jobs = transformer(), mixed_jobs()
-    expected = torch.cat([s.tokens for s in samplers.run(model, jobs)])
+    expected = texts(samplers.run(model, jobs))
     batch, waiting, found, number = Batch(model), list(jobs), {}, 0
     while waiting or len(batch):
         if waiting:
@@ -219,10 +239,9 @@ def test_rows_join_between_calls():
             number += len(job)
         for _ in range(3):
             batch.advance()
-            ended = batch.leave()
-            if ended is not None:
-                found.update(zip(ended.number.tolist(), ended.tokens, strict=True))
-    assert torch.equal(torch.stack([found[i] for i in range(number)]), expected)
+            for rows in batch.leave():
+                found.update(zip(rows.number.tolist(), rows.tokens, strict=True))
+    assert [found[i].tolist() for i in range(number)] == expected
 
 
 class _Poisoned(torch.nn.Module):
@@ -264,13 +283,10 @@ def test_a_bad_canvas_is_refused(canvas, message):
         samplers.run(TOY.model(), [Job(torch.tensor(canvas, dtype=torch.int64), torch.tensor([0]), SamplingConfig())])
 
 
-def test_lengths_do_not_mix_and_batches_are_not_empty():
-    model = transformer()
-    jobs = [Job(torch.full((1, length), 27), torch.tensor([0]), SamplingConfig()) for length in (8, 9)]
-    with pytest.raises(UserError, match="length 9 can't join rows of length 8"):
-        samplers.run(model, jobs)
+def test_batches_are_not_empty():
+    job = Job(torch.full((1, 4), 3), torch.tensor([0]), SamplingConfig())
     with pytest.raises(UserError, match="batch_size"):
-        samplers.run(model, jobs[:1], batch_size=0)
+        samplers.run(TOY.model(), [job], batch_size=0)
 
 
 @pytest.mark.parametrize(

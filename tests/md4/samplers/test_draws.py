@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from md4 import noise
 from md4.errors import UserError
 from md4.samplers import draws
-from md4.samplers.draws import categorical, draw_tokens, filter_top_p
+from md4.samplers.draws import categorical, filter_top_k, filter_top_p, filtered, log_weights
 from tests.md4.oracle import chi_square
 
 ALPHA = 1e-3
@@ -52,6 +52,12 @@ def test_forbidden_tokens_are_never_drawn():
     logits[:, 1] = -1e4
     tokens = categorical(logits, keys(20_000, "forbidden"))
     assert set(tokens.tolist()) == {1, 3}
+
+
+def draw_tokens(logits, keys, temperature, top_p):
+    """As samplers do it, without top-k."""
+    weights = filtered(log_weights(logits, temperature), top_p, torch.zeros(len(logits), dtype=torch.int64))
+    return categorical(weights, keys)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
@@ -116,3 +122,24 @@ def test_top_p_keeps_the_smallest_sufficient_set_with_ties(values, p):
 def test_top_p_outside_its_range_is_refused(p):
     with pytest.raises(UserError, match="top_p"):
         filter_top_p(torch.zeros(3), p)
+
+
+def test_top_k_keeps_k_and_what_is_tied_with_the_last():
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]]).expand(6, -1)
+    kept = torch.isfinite(filter_top_k(logits, torch.tensor([0, 1, 2, 3, 4, 9])))
+    assert kept.tolist() == [
+        [True] * 5,
+        [False, True, False, False, False],
+        [False, True, True, True, False],
+        [False, True, True, True, False],
+        [True, True, True, True, False],
+        [True] * 5,
+    ]
+
+
+def test_top_p_holds_its_share_of_what_top_k_left():
+    """Probabilities .4 .3 .2 .1: of the two most probable, renormalised to 4/7 and 3/7, top_p = 0.5 leaves one."""
+    weights = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    kept = torch.isfinite(filtered(weights, torch.tensor([0.5]), torch.tensor([2])))
+    assert kept.tolist() == [[True, False, False, False]]
+    assert torch.isfinite(filtered(weights, torch.tensor([0.5]), torch.tensor([0]))).sum() == 2

@@ -1,0 +1,23 @@
+"""Which class samples by which settings."""
+
+from md4.errors import UserError
+from md4.samplers.ancestral import Ancestral
+from md4.samplers.first_hitting import FirstHitting, RefinedFirstHitting
+from md4.samplers.sampler import Sampler
+from md4.samplers.settings import Objective, SamplingConfig
+
+_SAMPLERS: dict[tuple[Objective, str], type[Sampler]] = {
+    ("md4", "ancestral"): Ancestral,
+    ("md4", "first_hitting"): FirstHitting,
+}
+
+
+def sampler_class(objective: Objective, settings: SamplingConfig) -> type[Sampler]:
+    """The sampler of resolved settings."""
+    if settings.extrapolate or settings.correct:
+        return RefinedFirstHitting
+    assert settings.sampler is not None
+    try:
+        return _SAMPLERS[objective, settings.sampler]
+    except KeyError:
+        raise UserError(f"sampler={settings.sampler} of objective {objective} is not there yet") from None
