@@ -167,6 +167,27 @@ def read(unit: Unit, recipe: Recipe, classes: list[str] | None) -> Images:
     return Images(_quantised(tokens, recipe), known, digest(unit), notes)
 
 
+def read_file(file: Path, recipe: Recipe) -> tuple[np.ndarray, Notes]:
+    """The image in one file as tokens `[L]` uint8, and what was done to make it fit, by the rules of `recipe`.
+
+    UserError for a file that cannot be read, or an image that doesn't fit.
+    """
+    recipe, notes = replace(recipe, kind="images"), Notes()
+    height, width, _ = recipe.shape
+    with _opened(str(file)) as opened:
+        data = opened.read()
+    try:
+        picture = _decoded(data)
+        if recipe.fit == "exact" and picture.size != (width, height):
+            raise UserError(
+                f"image {str(file)!r} is {picture.height} high and {picture.width} wide, "
+                f"but the model's images are {height} high and {width} wide"
+            )
+        return _quantised(_pixels(data, recipe, notes), recipe), notes
+    except _Rejected as error:
+        raise UserError(f"image {str(file)!r}: {error}") from error
+
+
 def digest(unit: Unit) -> str:
     """sha256 of everything that the unit's images and labels are made of, except for its name."""
     if unit.kind == "idx":
