@@ -79,11 +79,7 @@ def _name_transformer(names: _Names, network: TransformerConfig, conditioned: bo
         names["embed.weight"] = f"{_TRANSFORMER}/Embed_0/embedding"
     for i in range(network.layers):
         ours, theirs = f"blocks.{i}", f"{_TRANSFORMER}/TransformerBlock_{i}"
-        if conditioned:
-            names.layer(f"{ours}.modulation", f"{theirs}/Dense_0", bias=True)
-        else:
-            names.norm(f"{ours}.attention_norm", f"{theirs}/RMSNorm_0")
-            names.norm(f"{ours}.mlp_norm", f"{theirs}/RMSNorm_1")
+        _name_block_norms(names, ours, theirs, conditioned)
         for matrix in ("wq", "wk", "wv", "wo"):
             names.layer(f"{ours}.attention.{matrix}", f"{theirs}/attention/{matrix}")
         for matrix in ("w1", "w2", "w3"):
@@ -93,6 +89,15 @@ def _name_transformer(names: _Names, network: TransformerConfig, conditioned: bo
     else:
         names.norm("norm", f"{_TRANSFORMER}/RMSNorm_0")
     names.layer("head", next(layers))
+
+
+def _name_block_norms(names: _Names, ours: str, theirs: str, conditioned: bool) -> None:
+    """The norms of a transformer block, of text or of a DiT, or what the conditioning has in their place."""
+    if conditioned:
+        names.layer(f"{ours}.modulation", f"{theirs}/Dense_0", bias=True)
+    else:
+        names.norm(f"{ours}.attention_norm", f"{theirs}/RMSNorm_0")
+        names.norm(f"{ours}.mlp_norm", f"{theirs}/RMSNorm_1")
 
 
 def _name_image_network(names: _Names) -> None:
@@ -145,11 +150,7 @@ def _name_uvit(names: _Names, network: UViTConfig, conditioned: bool) -> None:
     names.layer("dit.patches", f"{dit}/x_embedder/proj", bias=True)
     for i in range(network.dit_layers):
         ours, theirs = f"dit.blocks.{i}", f"{dit}/blocks_{i}"
-        if conditioned:
-            names.layer(f"{ours}.modulation", f"{theirs}/Dense_0", bias=True)
-        else:
-            names.norm(f"{ours}.attention_norm", f"{theirs}/RMSNorm_0")
-            names.norm(f"{ours}.mlp_norm", f"{theirs}/RMSNorm_1")
+        _name_block_norms(names, ours, theirs, conditioned)
         for matrix in ("wq", "wk", "wv", "wo"):
             names.layer(f"{ours}.attention.{matrix}", f"{theirs}/attn/{matrix}", bias=matrix != "wo")
         for matrix in ("fc1", "fc2"):

@@ -43,7 +43,7 @@ def prepare(preset: Preset, overrides: Overrides = None, config: File = None) ->
     """Turn documents into shards of tokens, resumably."""
     from orchestration.cluster import cluster
     from orchestration.config import load
-    from pipelines.prepare import check
+    from pipelines.config import check
     from pipelines.prepare import prepare as run
 
     settings = load(preset, overrides or (), config)
@@ -227,12 +227,15 @@ def serve(
     port: Annotated[int | None, typer.Option(help="HTTP port")] = None,
 ) -> None:
     """Answer sampling requests over HTTP until interrupted."""
-    from orchestration.cluster import cluster
+    from orchestration.config import override
     from orchestration.runs import Run
+
+    given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    config = override(Run(run).config, {"serving": given}).serving
+
+    from orchestration.cluster import cluster  # after the settings: importing Ray Serve takes seconds
     from orchestration.serving.app import free_port, serve_run
 
-    config = Run(run).config.serving
-    config = config.model_copy(update={k: v for k, v in {"host": host, "port": port}.items() if v is not None})
     free_port(config.host, config.port)  # said at once, not after half a minute
     # As many logical CPUs as the replicas ask for; Serve's own actors ask for none.
     with cluster(num_cpus=max(os.cpu_count() or 1, math.ceil(config.replicas * config.num_cpus))) as own:

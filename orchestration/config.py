@@ -20,7 +20,7 @@ from md4.networks.images import GROUPS
 from md4.samplers import SamplingConfig
 from orchestration.optimizer import OptimizerConfig
 from orchestration.serving.config import ServingConfig
-from pipelines.prepare import PIXELS, DataConfig
+from pipelines.config import PIXELS, DataConfig
 from pipelines.vocabularies import vocabulary
 
 PRESETS = Path(md4.__file__).parent / "presets"
@@ -137,7 +137,7 @@ class Config(_Part):
                 f"model.objective={self.model.objective} has no learned schedule, it must be 0"
             )
         network = self.model.network
-        if self.model.classes and network.kind != "transformer" and network.feature_dim == GROUPS:
+        if self.model.classes and network.kind == "unet" and network.feature_dim == GROUPS:
             # One channel in a group: normalising it takes away whatever is added to all of its pixels.
             problems.append(
                 f"model.classes={self.model.classes} would not reach the pixels: with "
@@ -258,6 +258,11 @@ def validate(tree: Any) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with the settings of a tree laid over it; UserError as of `validate`."""
+    return validate(_merge(config.model_dump(), changes))
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

@@ -22,8 +22,8 @@ from orchestration.config import load
 from orchestration.curves import draw_loss
 from orchestration.phases import Demo, bits_before, newest_report
 from orchestration.runs import Run
-from pipelines.prepare import prepared_path
-from pipelines.shards import Manifest
+from pipelines.config import prepared_path
+from pipelines.manifest import Manifest
 
 PRESET, RUN = "pydocs-tiny", Path("runs/demo")
 HOLES = "the function returns a ______ of ____ elements"

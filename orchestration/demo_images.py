@@ -14,8 +14,9 @@ from orchestration.curves import draw_loss
 from orchestration.phases import Demo, bits_before, newest_report
 from orchestration.pictures import draw_story
 from orchestration.runs import Run, load_model
-from pipelines.prepare import prepared_path
-from pipelines.shards import Manifest, PixelFacts, ShardSet
+from pipelines.config import prepared_path
+from pipelines.manifest import Manifest, PixelFacts
+from pipelines.shards import ShardSet
 
 PRESET, RUN = "digits-tiny", Path("runs/demo-images")
 SEED = 7
@@ -90,7 +91,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
         f"      .venv/bin/md4 train {PRESET} name=longer train.steps=4000",
         f"      .venv/bin/md4 train {PRESET} name=by-class model.classes=10 model.network.feature_dim=64",
         f"      .venv/bin/md4 train {PRESET} name=mine data.source=images data.path=FOLDER data.shape=[32,32,3] "
-        "data.fit=crop data.levels=256",
+        "data.fit=crop",
     ]
 
 

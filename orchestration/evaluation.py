@@ -17,8 +17,8 @@ from orchestration.cluster import cluster
 from orchestration.config import EvaluationConfig
 from orchestration.runs import load_model
 from pipelines import zero_shot
+from pipelines.config import prepared_path
 from pipelines.evaluate import evaluate
-from pipelines.prepare import prepared_path
 from pipelines.reports import LikelihoodReport, Provenance, write
 from pipelines.shards import ShardSet
 from pipelines.vocabularies import BytePairs, Vocabulary, vocabulary

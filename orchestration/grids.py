@@ -17,7 +17,7 @@ from md4.objectives import bits_per_token
 from md4.samplers.grid_search import Costs, candidates, estimate_costs, search
 from md4.samplers.grids import GRIDS, time_grid
 from orchestration.runs import Loaded, load_model
-from pipelines.prepare import prepared_path
+from pipelines.config import prepared_path
 from pipelines.reports import Provenance, Report, write
 from pipelines.shards import ShardSet
 

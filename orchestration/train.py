@@ -17,7 +17,7 @@ from orchestration import checkpoints
 from orchestration.cluster import cluster
 from orchestration.config import Config
 from orchestration.runs import Run
-from pipelines.prepare import check as check_corpus
+from pipelines.config import check as check_corpus
 from pipelines.prepare import prepare
 from pipelines.shards import ShardSet
 

@@ -3,6 +3,7 @@
 `Report` is what all kinds share; each kind adds its results, and the sentence that sums them up.
 """
 
+from abc import ABC, abstractmethod
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ class Provenance(BaseModel):
     weights_hash: str | None = Field(default=None, description="of the checkpoint's tensors")
 
 
-class Report(BaseModel):
+class Report(BaseModel, ABC):
     """What every report says; each kind adds its own results."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,9 +43,9 @@ class Report(BaseModel):
         step = "" if self.model.step is None else f"-step-{self.model.step:08d}"
         return f"{self.kind}-{self.split}{step}-seed-{self.seed}"
 
+    @abstractmethod
     def headline(self) -> str:
         """The result in one sentence."""
-        raise NotImplementedError
 
     def markdown(self) -> str:
         """The report for people: the result, then all facts."""

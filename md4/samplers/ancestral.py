@@ -66,4 +66,4 @@ class Ancestral(Planned):
         assert isinstance(self.model, MD4)
         plan, left = ancestral_plan(self.model.schedule, rows.unknown, rows.key, settings)
         greedy = left & (settings.leftovers == "argmax")
-        return self.planned(plan.bounded(settings.min_reveals, settings.max_reveals), greedy)
+        return self.planned(plan.bounded(settings.min_reveals, settings.max_reveals, rows.block_index()), greedy)

@@ -37,25 +37,27 @@ _GAP = 1e-12  # calls closer in time than this are not extrapolated from
 
 
 def first_hitting_plan(
-    schedule: "Schedule", unknown: Tensor, keys: Tensor, settings: SamplingConfig
+    schedule: "Schedule", unknown: Tensor, keys: Tensor, settings: SamplingConfig, block: Tensor | None = None
 ) -> tuple[Plan, Tensor]:
     """The order and hitting times of all unknown positions, and who is left over.
 
-    unknown: `[B, T]` bool; keys: the rows' noise streams `[B]`. Returns the plan, in which an event is a network call,
+    unknown: `[B, T]` bool; keys: the rows' noise streams `[B]`; block: `[B, T]`, the block of each position, if blocks
+    are filled one after the other: they share the calls by their sizes. Returns the plan, in which an event is a call,
     and the times `[B, T]` of the single positions (tau), 0 for those that no time above 0 reveals. These leftovers are
     revealed in their order at t = 0 (`exact`), or all together in a last event of their own.
     """
     positions = torch.arange(unknown.shape[1], device=unknown.device)
     level = schedule.masked(1.0) * noise.uniform(noise.derive(keys, "reveal")[:, None], positions)
-    level = torch.where(unknown, level, -1.0)
-    rank = level.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    tau = schedule.inverse_masked(level)
     together = unknown & (level < schedule.masked(0.0)) & (settings.leftovers != "exact")
+    # Levels lie within (0, 1): later blocks come behind all of an earlier one.
+    late = level if block is None else level - 2 * block
+    late = torch.where(unknown & ~together, late, -torch.inf)
+    rank = late.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count = (unknown & ~together).sum(dim=1, keepdim=True)
     calls = count if settings.steps is None else count.clamp(max=settings.steps)
     # The reveals are shared out evenly: call j covers the ranks from about j n / K on.
     event = torch.where(together, calls, rank * calls // count.clamp(min=1)).where(unknown, 0)
-    tau = torch.where(unknown, tau, 0.0)
+    tau = torch.where(unknown, schedule.inverse_masked(level), 0.0)
     time = torch.zeros_like(tau).scatter_reduce(1, event, tau, "amax").gather(1, event)
     return Plan(torch.where(unknown, event, KNOWN), time), tau
 
@@ -68,9 +70,9 @@ class FirstHitting(Planned):
 
     def _begin(self, rows: Rows, settings: SamplingConfig) -> tuple[dict[str, Tensor], Tensor]:
         assert isinstance(self.model, MD4)
-        plan, tau = first_hitting_plan(self.model.schedule, rows.unknown, rows.key, settings)
+        plan, tau = first_hitting_plan(self.model.schedule, rows.unknown, rows.key, settings, rows.block_index())
         greedy = rows.unknown & (tau == 0) & (settings.leftovers == "argmax")
-        plan = plan.bounded(settings.min_reveals, settings.max_reveals)
+        plan = plan.bounded(settings.min_reveals, settings.max_reveals, rows.block_index())
         return self.planned(plan, greedy), tau
 
 

@@ -25,25 +25,28 @@ class Plan:
     event: Tensor  # [B, T] int64, KNOWN where the token stands from the start
     time: Tensor  # [B, T] float64, the same for all positions of one event
 
-    def bounded(self, least: int | None, most: int | None) -> "Plan":
+    def bounded(self, least: int | None, most: int | None, block: Tensor) -> "Plan":
         """With at least `least` reveals an event (but for the last) and at most `most`, in the same order.
 
         Events that are too small are put together and shown the time of the first; those that are too large are cut.
+        block: `[B, T]`, the block of each position: blocks follow each other, and no event is in two of them.
         """
         if least is None and most is None:
             return self
         least, most = least or 1, most or NEVER
         event, time = self.event.clone(), self.time.clone()
         order = torch.where(event == KNOWN, NEVER, event).argsort(dim=1, stable=True)
-        for row, (numbers, places) in enumerate(zip(event.gather(1, order).tolist(), order.tolist(), strict=True)):
-            group, size, previous, begin = -1, 0, None, 0.0
-            for number, place in zip(numbers, places, strict=True):
-                if number == KNOWN:
-                    break
-                if previous is None or size == most or (number != previous and size >= least):
+        order = order.gather(1, block.gather(1, order).argsort(dim=1, stable=True))
+        for row, places in enumerate(order.tolist()):
+            group, size, last, begin = -1, 0, (-1, -1), 0.0
+            for place in places:
+                here = int(block[row, place]), int(self.event[row, place])
+                if here[1] == KNOWN:
+                    continue
+                if here[0] != last[0] or size == most or (here != last and size >= least):
                     group, size, begin = group + 1, 0, self.time[row, place].item()
                 event[row, place], time[row, place] = group, begin
-                size, previous = size + 1, number
+                size, last = size + 1, here
         return Plan(event, time)
 
 

@@ -53,8 +53,11 @@ class Rows:
         masked = self.tokens == mask_id
         if bool((self.block >= masked.shape[1]).all()):
             return masked
-        block, first = self._blocks(masked)
-        return masked & (block == first)
+        return masked & (self.block_index() == self._first_block(masked)[:, None])
+
+    def block_index(self) -> Tensor:
+        """The block of each position `[B, T]`."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) // self.block[:, None]
 
     def view_start(self, mask_id: int) -> Tensor:
         """The first position `[B]` that the network sees: of long texts, the view ends where the block ends."""
@@ -62,16 +65,14 @@ class Rows:
         length = masked.shape[1]
         if bool((self.view >= length).all()):
             return torch.zeros_like(self.view)
-        first = self._blocks(masked)[1][:, 0]
-        end = ((first + 1) * self.block).clamp(max=length)
+        end = ((self._first_block(masked) + 1) * self.block).clamp(max=length)
         return (end - self.view).clamp(min=0)
 
-    def _blocks(self, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """The block of each position `[B, T]` and each row's first that is not full `[B, 1]`."""
+    def _first_block(self, masked: Tensor) -> Tensor:
+        """Each row's first block `[B]` that is not full, or the last one."""
         length = masked.shape[1]
-        block = torch.arange(length, device=masked.device) // self.block[:, None]
-        last = (length - 1) // self.block[:, None]
-        return block, torch.minimum(torch.where(masked, block, length).amin(dim=1, keepdim=True), last)
+        first = torch.where(masked, self.block_index(), length).amin(dim=1)
+        return torch.minimum(first, (length - 1) // self.block)
 
     def select(self, which: Tensor) -> "Rows":
         """The rows at a bool mask `[B]` or at indices, in that order."""

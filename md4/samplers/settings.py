@@ -202,7 +202,7 @@ class SamplingConfig(BaseModel):
             filled["draws"] = self.draws or "exact"
             if self.draws == "legacy_fp32_joint":
                 filled["uniform_bits"] = self.uniform_bits or 24
-                for setting in ("min_reveals", "max_reveals", "block"):
+                for setting in _REVEALS:
                     if getattr(self, setting) is not None:
                         raise UserError(f"{setting} does not go with draws=legacy_fp32_joint")
             elif self.uniform_bits is not None:
@@ -214,6 +214,9 @@ class SamplingConfig(BaseModel):
                 filled[setting] = bool(getattr(self, setting))
                 if filled[setting] and self.steps is None:
                     raise UserError(f"{setting} needs steps: with one call a token there is nothing to {setting}")
+                for other in _REVEALS:
+                    if filled[setting] and getattr(self, other) is not None:
+                        raise UserError(f"{other} does not go with {setting}")
         if name == "remdm":
             if (self.remask or "cap") == "loop":
                 filled["loop"] = self.loop or (0.55, 0.05)

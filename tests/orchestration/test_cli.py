@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from orchestration.cli import main
+from orchestration.config import load
 
 
 def md4(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,6 +60,21 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys,
     assert expected in said
     assert "Traceback" not in said
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("port", "allowed"), [("-1", "greater than or equal to 0"), ("70000", "less than or equal to 65535")]
+)
+def test_a_port_of_serve_is_checked_as_the_setting_is(tmp_path, monkeypatch, capsys, port, allowed):
+    (tmp_path / "config.yaml").write_text(load("pydocs-tiny").to_yaml())
+    said = []
+    for arguments in (["serve", str(tmp_path), "--port", port], ["config", "pydocs-tiny", f"serving.port={port}"]):
+        monkeypatch.setattr(sys, "argv", ["md4", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1] == f"md4: serving.port={port}: input should be {allowed}\n"
 
 
 def test_a_stranger_among_the_packages_is_named(tmp_path):

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines import shards
-from pipelines.shards import Manifest, SourceFacts, Split
+from pipelines.manifest import FORMAT, MANIFEST, VERSION, Manifest, SourceFacts, Split
 
-LENGTH = 8
+LENGTH, GROUP = 8, 10  # tokens of a row, rows of a row group
 
 
 def some_rows(count: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
@@ -36,8 +36,8 @@ def write_set(root: Path, files: list[np.ndarray], rows_per_group: int, split: s
         shards=written,
     )
     manifest = Manifest(
-        format=shards.FORMAT,
-        version=shards.VERSION,
+        format=FORMAT,
+        version=VERSION,
         vocabulary="text8",
         vocabulary_size=27,
         length=length,
@@ -49,7 +49,7 @@ def write_set(root: Path, files: list[np.ndarray], rows_per_group: int, split: s
         fingerprint="",
     )
     manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
-    shards.write_atomically(root / shards.MANIFEST, manifest.model_dump_json().encode())
+    shards.write_atomically(root / MANIFEST, manifest.model_dump_json().encode())
     return manifest
 
 

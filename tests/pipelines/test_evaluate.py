@@ -14,18 +14,9 @@ from md4.errors import UserError
 from md4.model import ModelConfig, build
 from md4.networks.transformer import TransformerConfig
 from pipelines.evaluate import _collect, _open, _Options, _Scorer, evaluate
+from pipelines.manifest import FORMAT, MANIFEST, VERSION, Manifest, PixelFacts, SourceFacts, Split
 from pipelines.reports import LikelihoodReport, Provenance, write
-from pipelines.shards import (
-    FORMAT,
-    MANIFEST,
-    VERSION,
-    Manifest,
-    PixelFacts,
-    ShardSet,
-    SourceFacts,
-    Split,
-    write_shard,
-)
+from pipelines.shards import ShardSet, write_shard
 from pipelines.zero_shot import Protocol, ZeroShotSet, protocol, windows
 from tests.md4.oracle import Toy
 

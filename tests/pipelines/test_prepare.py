@@ -3,20 +3,19 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from md4.errors import UserError
 from pipelines import ngrams
-from pipelines.prepare import DataConfig, assign, cut, prepare, prepared_path
-from pipelines.shards import MANIFEST, Manifest, ShardSet, verify
+from pipelines.config import DataConfig, prepared_path
+from pipelines.manifest import MANIFEST, Manifest
+from pipelines.parts import assign
+from pipelines.prepare import prepare
+from pipelines.shards import ShardSet, verify
 from pipelines.vocabularies import Characters
 from tests.pipelines.test_shards import damage
 
@@ -48,69 +47,6 @@ def config(corpus: Path, directory: Path, **changes) -> DataConfig:
 def contents(root: Path) -> dict[str, bytes]:
     """Everything below a folder, by path."""
     return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
-
-
-def messages(error: Exception) -> list[str]:
-    assert isinstance(error, ValidationError)
-    return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-
-
-# -- the parts, without Ray ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"validation": 0.6, "test": 0.5}, "validation + test must be below 1"),
-        ({"rows_per_shard": 100}, "multiple of rows_per_group 64, got 100"),
-        ({"length": 0}, "length: Input should be greater than or equal to 8"),
-        ({"lenght": 256}, "lenght: Extra inputs are not permitted"),
-        ({"test": -0.1}, "test: Input should be greater than or equal to 0"),
-    ],
-)
-def test_configurations_that_make_no_sense(changes, message):
-    with pytest.raises(ValidationError) as caught:
-        DataConfig(**changes)
-    assert any(message in found for found in messages(caught.value))
-
-
-@given(st.lists(st.text("abc", min_size=1, max_size=30), max_size=60).map(" ".join), st.integers(1, 50))
-def test_cut_loses_nothing_but_the_spaces_it_cuts_at(text, most):
-    pieces = cut(text, most)
-    assert " ".join(pieces) == text
-    assert all(len(piece) <= most or " " not in piece for piece in pieces)
-    assert all(pieces)
-
-
-def test_splits_have_their_shares():
-    """20,000 documents: each share within 5 standard deviations, which chance leaves once in 10^6."""
-    splits = Counter(assign(f"document {i}", 0.1, 0.2)[0] for i in range(20_000))
-    for name, share in (("validation", 0.1), ("test", 0.2), ("train", 0.7)):
-        assert abs(splits[name] / 20_000 - share) < 5 * (share * (1 - share) / 20_000) ** 0.5
-
-
-@given(st.text(), st.floats(0, 0.4), st.floats(0, 0.4))
-def test_a_larger_validation_share_leaves_the_test_split_alone(text, less, more):
-    less, more = sorted((less, more))
-    before, after = assign(text, less, 0.2)[0], assign(text, more, 0.2)[0]
-    assert (before == "test") == (after == "test")
-    assert before == after or (before, after) == ("train", "validation")
-
-
-def test_the_folder_is_named_by_source_and_configuration(tmp_path):
-    base = config(tmp_path / "my books", tmp_path)
-    name = prepared_path(base).name
-    assert name.startswith("my-books-text8-32-")
-    assert name == prepared_path(config(tmp_path / "my books", tmp_path / "elsewhere")).name
-    others = [{"validation": 0.1}, {"length": 64}, {"path": str(tmp_path / "other" / "my books")}, {"part_bytes": 5000}]
-    assert len({name} | {prepared_path(base.model_copy(update=change)).name for change in others}) == 5
-    assert prepared_path(DataConfig()).name.startswith("pydocs-text8-256-")
-
-
-@pytest.mark.parametrize(("kind", "nearest"), [("pydoc", "pydocs"), ("image", "images"), ("digit", "digits")])
-def test_unknown_sources(kind, nearest):
-    with pytest.raises(UserError, match=f"unknown data source '{kind}'.*did you mean '{nearest}'"):
-        prepared_path(DataConfig(source=kind))
 
 
 def test_reading_processes_need_no_torch():
@@ -183,7 +119,8 @@ def test_the_manifest_has_the_entropies_of_the_train_split(ray_cluster, tmp_path
 PREPARE = """
 import os, sys
 from orchestration.cluster import start_local
-from pipelines.prepare import DataConfig, prepare
+from pipelines.config import DataConfig
+from pipelines.prepare import prepare
 start_local(num_cpus=1)
 prepare(DataConfig.model_validate_json(sys.argv[1]))
 """

@@ -1,7 +1,6 @@
 """Images to shards and to batches: splits, labels, counts and yardsticks, and preparations that go on."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
 from md4.errors import UserError
+from pipelines.config import DataConfig
+from pipelines.manifest import MANIFEST, Manifest
 from pipelines.order import Order
+from pipelines.parts import assign
 from pipelines.pixels import count_positions, entropies
-from pipelines.prepare import DataConfig, assign, prepare, prepared_path
-from pipelines.shards import MANIFEST, Manifest, ShardSet, verify
+from pipelines.prepare import prepare
+from pipelines.shards import ShardSet, verify
 from pipelines.stream import batches
 from tests.pipelines.pictures import (
     encoded,
@@ -27,7 +28,7 @@ from tests.pipelines.pictures import (
     write_parquet,
     write_tar,
 )
-from tests.pipelines.test_prepare import contents, messages, quietly
+from tests.pipelines.test_prepare import contents, quietly
 from tests.pipelines.test_shards import damage
 from tests.shared import shared
 
@@ -42,58 +43,6 @@ def config(kind: str, path: Path, directory: Path, **changes) -> DataConfig:
 def rows_of(root: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     shards = ShardSet(root, split)
     return shards.read_labelled(np.arange(shards.rows))
-
-
-# -- configuration ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "shape", "levels", "length"),
-    [
-        ({"source": "digits"}, (8, 8, 1), 17, 64),
-        ({"source": "digits", "levels": 2}, (8, 8, 1), 2, 64),
-        ({"source": "idx", "path": "x"}, (28, 28, 1), 256, 784),
-        ({"source": "cifar", "path": "x", "shape": None, "levels": None}, (32, 32, 3), 256, 3072),
-        ({"source": "images", "path": "x", "shape": [4, 3, 3], "vocabulary": "pixels"}, (4, 3, 3), 256, 36),
-    ],
-)
-def test_images_know_their_vocabulary_and_length(settings, shape, levels, length):
-    data = DataConfig(**settings)
-    assert (data.vocabulary, data.shape, data.levels, data.length) == ("pixels", shape, levels, length)
-    assert data.tokens.size == levels
-    assert DataConfig.model_validate(data.model_dump(mode="json")) == data
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"source": "images", "path": "x"}, "shape must be given for source=images"),
-        ({"source": "images", "path": "x", "shape": [8, 8, 2]}, r"shape=[8, 8, 2] must be .* 1 or 3 channels"),
-        ({"source": "images", "path": "x", "shape": [8, 8]}, "shape.2: Field required"),
-        ({"source": "images", "path": "x", "shape": [0, 8, 3]}, "length"),
-        ({"source": "digits", "length": 100}, "length=100 must be height * width * channels = 64"),
-        ({"source": "digits", "levels": 18}, "levels=18: source=digits has 17"),
-        ({"source": "idx", "levels": 257}, "levels: Input should be less than or equal to 256"),
-        ({"source": "digits", "vocabulary": "text8"}, "vocabulary=text8 is for text, but source=digits has images"),
-        ({"source": "pydocs", "vocabulary": "pixels"}, "vocabulary=pixels is for images, but source=pydocs is text"),
-        ({"source": "pydocs", "shape": [8, 8, 1]}, "shape and levels are for images"),
-        ({"source": "digits", "fit": "stretch"}, "fit: Input should be 'exact' or 'crop'"),
-    ],
-)
-def test_configurations_of_images_that_make_no_sense(settings, message):
-    with pytest.raises(ValidationError) as caught:
-        DataConfig(**settings)
-    pattern = message if ".*" in message else re.escape(message)
-    assert any(re.search(pattern.replace("[8, 8, 2]", r"\[8, 8, 2\]"), found) for found in messages(caught.value))
-
-
-def test_only_settings_that_decide_the_result_name_the_folder():
-    digits = prepared_path(DataConfig(source="digits")).name
-    assert digits.startswith("digits-pixels-64-")
-    assert digits == prepared_path(DataConfig(source="digits", document_chars=999)).name
-    assert digits != prepared_path(DataConfig(source="digits", levels=4)).name
-    text = prepared_path(DataConfig()).name
-    assert text == prepared_path(DataConfig(fit="crop")).name
 
 
 # -- whole preparations ----------------------------------------------------------------------------------------------

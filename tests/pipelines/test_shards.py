@@ -1,4 +1,3 @@
-import json
 import pickle
 import shutil
 
@@ -11,21 +10,8 @@ from hypothesis import strategies as st
 
 from md4.errors import UserError
 from pipelines import shards
-from pipelines.shards import Manifest, ShardSet, verify
-from tests.pipelines.small import LENGTH, in_id_order, some_rows, write_set
-
-GROUP = 10
-
-
-@pytest.fixture
-def three_files() -> list[np.ndarray]:
-    return np.split(some_rows(95), [40, 73])  # 40, 33 and 22 rows: two short row groups
-
-
-@pytest.fixture
-def prepared(tmp_path, three_files):
-    write_set(tmp_path, three_files, GROUP)
-    return tmp_path
+from pipelines.shards import ShardSet, verify
+from tests.pipelines.small import GROUP, LENGTH, in_id_order, some_rows, write_set
 
 
 @settings(max_examples=25, deadline=None)
@@ -88,23 +74,6 @@ def test_what_is_known_of_a_set(prepared):
     assert opened.fingerprint == opened.manifest.fingerprint
     copy = pickle.loads(pickle.dumps(opened))
     assert np.array_equal(copy.read(np.arange(95)), opened.read(np.arange(95)))
-
-
-def test_the_fingerprint_is_of_the_rows_and_their_ids(tmp_path, three_files):
-    def fingerprint(name: str, files: list[np.ndarray], group: int = GROUP) -> str:
-        return write_set(tmp_path / name, files, group).fingerprint
-
-    changed = [rows.copy() for rows in three_files]
-    changed[1][7, 3] ^= 1
-    base = fingerprint("base", three_files)
-    assert base == fingerprint("again", three_files)
-    others = [
-        fingerprint("changed", changed),
-        fingerprint("reordered", three_files[::-1]),
-        fingerprint("other groups", three_files, group=5),
-        fingerprint("joined", [np.concatenate(three_files)]),
-    ]
-    assert len({base, *others}) == 5
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------
@@ -175,42 +144,6 @@ def test_a_shard_of_another_set(prepared, tmp_path):
     shards.write_shard(prepared, "train/00000-0000.parquet", some_rows(40, seed=1), GROUP)
     with pytest.raises(UserError, match=r"'train/00000-0000.parquet' .* its footer is not the recorded one"):
         opened.read(np.arange(10))
-
-
-# -- manifests -------------------------------------------------------------------------------------------------------
-
-
-def edited(root, **changes) -> None:
-    file = root / shards.MANIFEST
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def test_not_a_prepared_set(tmp_path):
-    with pytest.raises(UserError, match="is not a prepared set: it has no manifest"):
-        ShardSet(tmp_path / "nowhere")
-
-
-def test_a_torn_manifest(prepared):
-    file = prepared / shards.MANIFEST
-    file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"manifest .* is damaged: it cannot be read"):
-        ShardSet(prepared)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"format": "something else"}, "format is not 'md4-token-shards'"),
-        ({"version": 99}, "format version 99, this program reads up to 1"),
-        ({"rows_per_group": 5}, "fingerprint does not match"),
-        ({"length": "long"}, "damaged: length"),
-        ({"surprise": 1}, "damaged: surprise"),
-    ],
-)
-def test_an_edited_manifest(prepared, changes, message):
-    edited(prepared, **changes)
-    with pytest.raises(UserError, match=message):
-        Manifest.load(prepared)
 
 
 def test_an_unknown_split(prepared):

@@ -1,0 +1,184 @@
+"""What to prepare, and how: the configuration of a prepared set, its source and its folder."""
+
+import difflib
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from md4.errors import UserError
+from pipelines import images, sources
+from pipelines.manifest import MANIFEST
+from pipelines.units import Source
+from pipelines.vocabularies import Vocabulary, vocabulary
+
+PIXELS = "pixels"  # the vocabulary of images
+_FOR_TEXT = ("document_chars",)  # settings that only text has
+_FOR_IMAGES = ("shape", "levels", "fit", "damaged", "image_column", "label_column")
+_IMAGE_PART_BYTES = 2**26
+
+
+class DataConfig(BaseModel):
+    """What to prepare, and how. Everything but `directory` has a part in the result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        default="pydocs",
+        description="where the data come from: text (files) or pydocs (Python's own docs); of images digits (ship with "
+        "scikit-learn), idx (MNIST), cifar, images (a folder), webdataset or image-parquet",
+    )
+    path: str | None = Field(
+        default=None, description="where the source lies: for text a file, or a folder of .txt and .md files"
+    )
+    vocabulary: str = Field(
+        default="text8",
+        description="how documents become tokens: text8 (the 27 symbols a-z and space), gpt2, or pixels",
+    )
+    length: int = Field(
+        default=256, ge=8, le=65536, description="tokens of a row; for images height * width * channels, by default"
+    )
+    shape: tuple[int, int, int] | None = Field(
+        default=None, description="height, width and channels (1 = grey, 3 = RGB) of images; digits, idx, cifar know it"
+    )
+    levels: int | None = Field(
+        default=None, ge=2, le=256, description="brightness levels of images; by default all: 256, of digits 17"
+    )
+    fit: Literal["exact", "crop"] = Field(
+        default="exact", description="images of another size: exact = refused, crop = cut around the centre and resized"
+    )
+    damaged: Literal["refuse", "skip"] = Field(
+        default="refuse", description="images that cannot be used: refuse = stop with a message, skip = count them"
+    )
+    image_column: str | None = Field(default=None, description="of image-parquet; null = image, or the only one")
+    label_column: str | None = Field(default=None, description="of image-parquet; null = label, if there is one")
+    validation: float = Field(
+        default=0.05, ge=0, lt=1, description="share that goes to the split validation, unless the source has its own"
+    )
+    test: float = Field(
+        default=0.05, ge=0, lt=1, description="share that goes to the split test, unless the source has its own"
+    )
+    document_chars: int = Field(
+        default=20_000, ge=100, description="longer documents are cut at white space, in characters"
+    )
+    part_bytes: int = Field(
+        default=2**22,
+        ge=1000,
+        description="bytes of the corpus that one task prepares; each part drops the end of its last row",
+    )
+    rows_per_group: int = Field(
+        default=64, ge=1, le=65536, description="rows of a row group: what is read, and shuffled, at once"
+    )
+    rows_per_shard: int = Field(
+        default=4096, ge=1, description="rows of a parquet file at most; a multiple of rows_per_group"
+    )
+    directory: str = Field(default="data", description="folder that the prepared set is put into")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, tree: Any) -> Any:
+        return cls.filled_in(tree) if isinstance(tree, dict) else tree
+
+    @staticmethod
+    def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
+        """The settings with what follows from others of them: a set of images knows its vocabulary and its length."""
+        kind = tree.get("source")
+        if kind not in images.KINDS:
+            return tree
+        shape = tree.get("shape") or images.SHAPES.get(kind)
+        defaults: dict[str, Any] = {"vocabulary": PIXELS, "part_bytes": _IMAGE_PART_BYTES}
+        if isinstance(shape, list | tuple) and len(shape) == 3 and all(isinstance(size, int) for size in shape):
+            defaults["length"] = math.prod(shape)
+        filled = defaults | tree
+        filled["shape"] = shape
+        if filled.get("levels") is None:
+            filled["levels"] = images.native_levels(kind)
+        return filled
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataConfig":
+        if self.source in images.KINDS:
+            self._check_images()
+        elif self.vocabulary.startswith(PIXELS):
+            raise ValueError(f"vocabulary={self.vocabulary} is for images, but source={self.source} is text")
+        elif self.shape is not None or self.levels is not None:
+            raise ValueError(f"shape and levels are for images, but source={self.source} is text")
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation + test must be below 1, got {self.validation} + {self.test}")
+        if self.rows_per_shard % self.rows_per_group:
+            raise ValueError(
+                f"rows_per_shard must be a multiple of rows_per_group {self.rows_per_group}, got {self.rows_per_shard}"
+            )
+        return self
+
+    def _check_images(self) -> None:
+        if self.vocabulary != PIXELS:
+            raise ValueError(
+                f"vocabulary={self.vocabulary} is for text, but source={self.source} has images: say pixels"
+            )
+        if self.shape is None:
+            raise ValueError(f"shape must be given for source={self.source}: [height, width, channels]")
+        if min(self.shape) < 1 or self.shape[2] not in (1, 3):
+            raise ValueError(f"shape={list(self.shape)} must be [height, width, channels] with 1 or 3 channels")
+        if self.length != math.prod(self.shape):
+            raise ValueError(
+                f"length={self.length} must be height * width * channels = {math.prod(self.shape)} of the shape; "
+                "leave it out"
+            )
+        if self.levels is None or self.levels > images.native_levels(self.source):
+            raise ValueError(f"levels={self.levels}: source={self.source} has {images.native_levels(self.source)}")
+
+    @property
+    def has_images(self) -> bool:
+        """Is an example an image, not text?"""
+        return self.source in images.KINDS
+
+    @property
+    def tokens(self) -> Vocabulary:
+        """The vocabulary of the set; UserError for an unknown one."""
+        return vocabulary(self.vocabulary if self.levels in (None, 256) else f"{self.vocabulary}{self.levels}")
+
+    def recipe(self) -> images.Recipe:
+        """How images become tokens."""
+        assert self.shape is not None
+        assert self.levels is not None
+        return images.Recipe(
+            self.source, self.shape, self.levels, self.fit, self.damaged, self.image_column, self.label_column
+        )
+
+    def content(self) -> dict[str, Any]:
+        """The configuration as far as it decides the result."""
+        return self.model_dump(exclude={"directory", *(_FOR_TEXT if self.has_images else _FOR_IMAGES)})
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that a configuration names; UserError for one that is unknown or whose path makes no sense."""
+    if config.has_images:
+        return images.open_source(config.source, config.path, config.image_column, config.label_column)
+    if config.source in sources.KINDS:
+        return sources.open_source(config.source, config.path)
+    known = (*sources.KINDS, *images.KINDS)
+    nearest = difflib.get_close_matches(config.source, known, n=1, cutoff=0)[0]
+    raise UserError(f"unknown data source {config.source!r}: known are {', '.join(known)}; did you mean {nearest!r}?")
+
+
+def config_digest(config: DataConfig, source: Source) -> str:
+    """Names what a prepared set is made from and how, wherever the source lies."""
+    facts = {**config.content(), "path": None, "identity": source.identity}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def prepared_path(config: DataConfig) -> Path:
+    """The folder of the prepared set of this configuration, whether or not it exists."""
+    source = open_source(config)
+    name = f"{source.label}-{config.vocabulary}-{config.length}-{config_digest(config, source)[:8]}"
+    return Path(config.directory, name)
+
+
+def check(config: DataConfig) -> None:
+    """UserError if there is neither a prepared set nor a corpus to make it from. Needs no Ray, reads no text."""
+    if not (prepared_path(config) / MANIFEST).exists():
+        open_source(config).list_units(config.part_bytes)

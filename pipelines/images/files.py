@@ -1,0 +1,220 @@
+"""Images that lie there as image files, each to be decoded: folders, webdataset's tars, parquet."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from md4.errors import UserError
+from pipelines.images.records import NO_LABEL, SPLIT_NAMES, Record, opened, split_in_name
+from pipelines.units import Unit, pieces, status, walk
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+def _files(root: Path, suffixes: tuple[str, ...], what: str) -> list[tuple[str, Path, str | None]]:
+    """The file `root`, or those below it, as (name, path, the split that it belongs to)."""
+    if not root.is_dir():
+        return [(root.name, root, None)]
+    found = [(name, file, split_in_name(name)) for name, file in walk(root, suffixes)]
+    if not found:
+        raise UserError(f"no {what} in {str(root)!r}: a folder must hold files ending in {' or '.join(suffixes)}")
+    return found
+
+
+# -- folders of images -----------------------------------------------------------------------------------------------
+
+
+def list_folder(root: Path) -> list[Unit]:
+    """A unit for each file, in the order of hashes: the classes are mixed then in every part of the set."""
+    if not root.is_dir():
+        raise UserError(f"data path {str(root)!r} is not a folder of images")
+    files = walk(root, IMAGE_SUFFIXES)
+    if not files:
+        raise UserError(f"no images in {str(root)!r}: their names end in {' '.join(IMAGE_SUFFIXES)}")
+    # A class may be called "train" too: topmost folders are splits only if all of them are.
+    tops = {name.split("/")[0].lower() if "/" in name else "" for name, _ in files}
+    splits = SPLIT_NAMES if tops <= SPLIT_NAMES.keys() else {}
+    units = []
+    for name, file in files:
+        facts = status(file)
+        split = splits.get(name.split("/")[0].lower())
+        units.append(Unit("images", str(file), name, 0, facts.st_size, facts.st_mtime_ns, split))
+    units.sort(key=lambda unit: hashlib.blake2b(unit.name.encode(errors="surrogateescape")).digest())
+    return units
+
+
+def _class_folder(unit: Unit) -> str | None:
+    """The class that an image's folder names; None for images that lie directly in the root or a split's folder."""
+    folders = unit.name.split("/")[1 if unit.split else 0 : -1]
+    return folders[0] if folders else None
+
+
+def folder_classes(units: list[Unit]) -> list[str] | None:
+    """The classes, whose places in the list are the labels: sorted by name, or by value if all are numbers."""
+    found = {_class_folder(unit) for unit in units}
+    if found == {None}:
+        return None
+    if None in found:
+        lone = next(unit for unit in units if _class_folder(unit) is None)
+        raise UserError(f"image {lone.file!r} lies beside the folders of the classes: it has no label, others have one")
+    names = sorted(name for name in found if name)
+    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else names
+
+
+def folder_records(unit: Unit, classes: list[str] | None) -> Iterator[Record]:
+    """The one image of a file; its label is the place of its folder in `classes`."""
+    with opened(unit.file) as file:
+        data = file.read()
+    name = _class_folder(unit)
+    yield Record(unit.file, data, classes.index(name) if classes and name else None)
+
+
+# -- webdataset ------------------------------------------------------------------------------------------------------
+
+
+def list_tars(root: Path) -> list[Unit]:
+    """A unit for each tar; UserError if there are none."""
+    units = []
+    for name, file, split in _files(root, TAR_SUFFIXES, "tar"):
+        units += pieces("webdataset", name, file, piece=2**62, split=split)
+    if not units:
+        raise UserError(f"the tars in {str(root)!r} are empty")
+    return units
+
+
+def tar_records(unit: Unit) -> Iterator[Record]:
+    """The samples of a tar; UserError for one without an image or with a label that is no number."""
+    import tarfile
+
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    suffixes = {suffix[1:] for suffix in IMAGE_SUFFIXES}
+    try:
+        with open(unit.file, "rb") as file:
+            members = ({**member, "__url__": unit.file} for member in tar_file_iterator(file))  # type: ignore[arg-type]
+            for sample in group_by_keys(members):
+                name = f"{unit.file}: {sample['__key__']}"
+                key = next((key for key in sample if key.rpartition(".")[2] in suffixes), None)
+                if key is None:
+                    fields = ", ".join(key for key in sample if not key.startswith("__")) or "none"
+                    raise UserError(f"sample {name!r} has no image: its fields are {fields}")
+                yield Record(f"{name}.{key}", sample[key], _sample_label(name, sample))
+    except OSError as error:
+        raise UserError(f"cannot read {unit.file!r}: {error.strerror or error}") from error
+    except (tarfile.TarError, ValueError, EOFError, zlib.error) as error:
+        raise UserError(f"{unit.file!r} is not a sound tar: {error.args[0] if error.args else error}") from error
+
+
+def _sample_label(name: str, sample: dict[str, Any]) -> int | None:
+    try:
+        if "cls" in sample:
+            return int(sample["cls"])
+        facts = json.loads(sample.get("json", b"{}"))
+        return int(facts["label"]) if isinstance(facts, dict) and "label" in facts else None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"sample {name!r}: its label is not a number ({error})") from error
+
+
+# -- parquet ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a parquet file that hold images and labels; None stands for what they are usually called."""
+
+    image: str | None
+    label: str | None
+
+    def find(self, name: str, schema: pa.Schema) -> tuple[str, str | None]:
+        """The two names in `schema`; UserError if there are no such columns, or they hold something else."""
+        there = ", ".join(schema.names)
+        holders = [column.name for column in schema if _holds_bytes(column.type)]
+        image = self.image or ("image" if "image" in holders else holders[0] if len(holders) == 1 else None)
+        if image is None:
+            raise UserError(f"{name!r}: which column holds the images? data.image_column must name it; it has {there}")
+        if image not in schema.names or not _holds_bytes(schema.field(image).type):
+            raise UserError(
+                f"{name!r} has no column {image!r} with the bytes of images (data.image_column); it has {there}"
+            )
+        label = self.label or ("label" if "label" in schema.names else None)
+        if label and (label not in schema.names or not pa.types.is_integer(schema.field(label).type)):
+            raise UserError(f"{name!r} has no column {label!r} of whole numbers (data.label_column); it has {there}")
+        return image, label
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):  # as the Hugging Face hub has it: the bytes, and the path they came from
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+@contextmanager
+def _parquet(name: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(name) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        message = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{name!r} cannot be read as parquet: {message}") from error
+
+
+def _row_groups(file: pq.ParquetFile) -> list[int]:
+    """Where the row groups begin in the file."""
+    starts = []
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        columns = [group.column(column) for column in range(group.num_columns)]
+        starts.append(min(column.dictionary_page_offset or column.data_page_offset for column in columns))
+    return starts
+
+
+def list_parquet(root: Path, columns: Columns) -> list[Unit]:
+    """A unit for each row group; UserError if there are none, or a file lacks the columns."""
+    units = []
+    for name, path, split in _files(root, (".parquet",), "parquet files"):
+        facts = status(path)
+        with _parquet(str(path)) as file:
+            columns.find(str(path), file.schema_arrow)
+            starts = _row_groups(file)
+        for start, stop in zip(starts, [*starts[1:], facts.st_size], strict=True):
+            units.append(Unit("image-parquet", str(path), name, start, stop, facts.st_mtime_ns, split))
+    if not units:
+        raise UserError(f"the parquet files in {str(root)!r} have no rows")
+    return units
+
+
+def parquet_classes(root: Path, columns: Columns) -> list[str] | None:
+    """The names that the Hugging Face hub's metadata give the labels."""
+    _, path, _ = _files(root, (".parquet",), "parquet files")[0]
+    with _parquet(str(path)) as file:
+        schema = file.schema_arrow
+    _, label = columns.find(str(path), schema)
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+        return [str(name) for name in names]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def parquet_records(unit: Unit, columns: Columns) -> Iterator[Record]:
+    """The rows of a unit's row group; a label that is null becomes NO_LABEL."""
+    with _parquet(unit.file) as file:
+        image, label = columns.find(unit.file, file.schema_arrow)
+        group = _row_groups(file).index(unit.start)
+        table = file.read_row_group(group, columns=[image, *([label] if label else [])])
+        first = sum(file.metadata.row_group(number).num_rows for number in range(group))
+    labels = table[label].to_pylist() if label else None
+    for number, value in enumerate(table[image]):
+        content = value.as_py()
+        content = content.get("bytes") if isinstance(content, dict) else content
+        known = None if labels is None else NO_LABEL if labels[number] is None else labels[number]
+        yield Record(f"{unit.file}: row {first + number}", content or b"", known)

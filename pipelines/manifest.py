@@ -1,0 +1,139 @@
+"""What a prepared set says of itself: its manifest, from the shards' hashes to the set's fingerprint.
+
+The folder around it, and the shards that it tells of, are described in `pipelines.shards`.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from md4.errors import UserError
+
+FORMAT = "md4-token-shards"
+VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation", "test")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shard(_Record):
+    """One parquet file."""
+
+    path: str  # below the set's folder
+    rows: int
+    bytes: int
+    sha256: str  # of the file
+    footer: str  # sha256 of parquet's footer, which holds the checksums of the row groups (`_CHECKSUMS`)
+    content: str  # sha256 of the tokens alone, row after row, then the labels: the same whatever wrote the parquet
+
+
+class Split(_Record):
+    """What one split holds. tokens = rows * length + dropped_tokens."""
+
+    documents: int  # or images
+    characters: int  # of text
+    tokens: int
+    dropped_tokens: int  # ends of parts, too short for a row
+    rows: int
+    shards: list[Shard]
+
+
+class SourceFacts(_Record):
+    """What the set was made from."""
+
+    kind: str
+    identity: str
+    units: int
+    bytes: int
+    sha256: str  # over the hashes of the units' bytes
+
+
+class NGrams(_Record):
+    """Entropies of the train split in bits per token (`pipelines.ngrams`)."""
+
+    unigram: float
+    bigram: float
+    trigram: float
+
+
+class PixelFacts(_Record):
+    """What is special about a set of images."""
+
+    shape: tuple[int, int, int]  # H, W, C; their product is the length of a row
+    levels: int
+    classes: int | None  # number of classes; None: without labels
+    class_names: list[str] | None
+    independent_bits: float  # entropies of the train split in bits per dimension (`pipelines.pixels`)
+    histogram_bits: float
+    converted: dict[str, int]  # images whose colours or size were changed, by kind
+    rejected: dict[str, int]  # images that were left out, by reason
+    rejected_examples: list[str]
+
+
+class Manifest(_Record):
+    """Everything a reader needs to know of a prepared set."""
+
+    format: str
+    version: int
+    vocabulary: str
+    vocabulary_size: int
+    length: int
+    rows_per_group: int
+    source: SourceFacts
+    config: dict[str, Any]
+    splits: dict[str, Split]
+    ngrams: NGrams | None
+    pixels: PixelFacts | None = None  # of images
+    fingerprint: str
+
+    def content_fingerprint(self) -> str:
+        """sha256 over what defines the rows and their ids, hence the batches made of them (contract C3)."""
+        facts = {
+            "version": self.version,
+            "vocabulary": [self.vocabulary, self.vocabulary_size],
+            "length": self.length,
+            "rows_per_group": self.rows_per_group,
+            "splits": {name: [[s.rows, s.content] for s in split.shards] for name, split in self.splits.items()},
+        }
+        if self.pixels:
+            facts |= {"shape": self.pixels.shape, "labelled": self.pixels.classes is not None}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, root: str | Path) -> "Manifest":
+        """The manifest of the prepared set at `root`; UserError if there is none or it cannot be trusted."""
+        file = Path(root, MANIFEST)
+        try:
+            raw = json.loads(file.read_bytes())
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{str(root)!r} is not a prepared set: it has no {MANIFEST} (unfinished or wrong path)"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise _damaged_manifest(file, f"it cannot be read: {error}") from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise UserError(f"{str(file)!r} is not the manifest of a prepared set: its format is not {FORMAT!r}")
+        if isinstance(raw.get("version"), int) and raw["version"] > VERSION:
+            raise UserError(
+                f"{str(file)!r} has format version {raw['version']}, this program reads up to {VERSION}: update it"
+            )
+        try:
+            manifest = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise _damaged_manifest(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        if manifest.fingerprint != manifest.content_fingerprint():
+            raise _damaged_manifest(file, "its fingerprint does not match its contents")
+        return manifest
+
+
+def _damaged_manifest(file: Path, how: str) -> UserError:
+    return UserError(
+        f"the manifest {str(file)!r} is damaged: {how}. Remove it and prepare the set again: sound shards are kept"
+    )
