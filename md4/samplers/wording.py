@@ -27,7 +27,7 @@ def unknown(name: str, known: Iterable[str], what: str = "setting") -> str:
     """That `name` is none of the known ones, and which it may have been."""
     known = list(known)
     below = name.rsplit(".", 1)[-1]  # sampling.steps, as in the configuration of a run
-    near = [below] if below in known else difflib.get_close_matches(name, known, 1)
+    near = [below] if below in known else difflib.get_close_matches(below, known, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {what} {name!r}; {hint}allowed: {', '.join(known)}"
 

@@ -67,7 +67,10 @@ async def _refuse_form(_: fastapi.Request, error: RequestValidationError) -> JSO
     for problem in error.errors():
         path = problem["loc"][1:]  # without "body"
         known = wording.SETTINGS if path[:1] == ("sampling",) else tuple(SampleRequest.model_fields)
-        lines.append(wording.describe(problem, known, path))
+        if problem["type"] == "extra_forbidden" and len(path) == 1 and path[0] in wording.SETTINGS:
+            lines.append(f"{path[0]} is a setting of the sampler: it belongs into the object 'sampling'")
+        else:
+            lines.append(wording.describe(problem, known, path))
     return JSONResponse({"detail": "; ".join(lines)}, status_code=422)
 
 
