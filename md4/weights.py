@@ -33,7 +33,7 @@ from md4 import samplers
 from md4.errors import UserError
 from md4.model import ModelConfig, skeleton
 from md4.objectives import MaskedDiffusion
-from md4.samplers import Job, SamplingConfig
+from md4.samplers import Job, SamplingConfig, wording
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HOLE = "_"  # how a mask is shown in text
@@ -72,38 +72,41 @@ class Pretrained:
 
     def sample(
         self,
-        count: int = 1,
+        count: int | None = None,
         *,
         seed: int = 0,
         length: int | None = None,
         canvas: Tensor | None = None,
         labels: Sequence[int] | int | None = None,
+        stop: int | str | None = None,
         batch_size: int = 64,
         **settings: Any,
     ) -> Tensor:
         """New examples: int64 `[count, L]`, or `[count, H, W, C]` of images.
 
         Args:
+            count: how many; if not given, one, or one of each canvas.
             seed: of the first one; the others count up from it. The same seed gives the same example.
-            length: tokens of a text, at most those of a training example, which is the default.
-            canvas: `[L]`, known tokens, with the mask id (`model.mask_id`) where new ones are wanted.
+            length: tokens of a text; by default those of a training example. More need `block=N`.
+            canvas: `[L]` or `[count, L]`, images as `[H, W, C]` or `[count, H, W, C]`: known tokens, with the mask id
+                (`model.mask_id`) where new ones are wanted.
             labels: the class of all or of each, for class-conditional models.
-            settings: changes to the model's own `SamplingConfig`, such as `steps=64`.
+            stop: a token that ends a text, or its symbol: nothing but it follows the first one.
+            settings: changes to the model's own `SamplingConfig`, such as `sampler="first_hitting", steps=64`.
 
         Raises UserError for what can't be sampled.
         """
-        canvas = self._canvas(length, canvas)
-        if count < 1:
-            raise UserError(f"count is {count}; at least 1 is needed")
+        canvases = self._canvases(count, length, canvas)
+        count = len(canvases)
         if not 0 <= seed <= 2**63 - 1 - count:
             raise UserError(f"seed is {seed}; it must lie between 0 and {2**63 - 1 - count}")
-        try:
-            chosen = self.card.sampling.changed(settings)
-        except ValidationError as error:
-            raise UserError(_first(error)) from None
-        device = next(self.model.parameters()).device
         job = Job(
-            canvas.expand(count, -1).to(device), torch.arange(seed, seed + count), chosen, self._labels(count, labels)
+            canvases.to(next(self.model.parameters()).device),
+            torch.arange(seed, seed + count),
+            wording.change(self.card.sampling, settings),
+            self._labels(count, labels),
+            self._stop(stop),
+            self.config.length,
         )
         (result,) = samplers.run(self.model, [job], batch_size)
         if bool(result.broken.any()):
@@ -119,16 +122,36 @@ class Pretrained:
             raise UserError(f"the tokens of vocabulary {name!r} are not characters: decode them with that vocabulary")
         return ["".join((symbols + HOLE)[token] for token in row) for row in tokens.flatten(1).tolist()]
 
-    def _canvas(self, length: int | None, canvas: Tensor | None) -> Tensor:
+    def _canvases(self, count: int | None, length: int | None, canvas: Tensor | None) -> Tensor:
+        """What is known of each example, `[count, L]`."""
         if canvas is not None and length is not None:
             raise UserError("give a canvas or a length, not both: a canvas has its own length")
-        most, fixed = self.config.length, self.config.shape is not None
+        if count is not None and count < 1:
+            raise UserError(f"count is {count}; at least 1 is needed")
+        own, shape = self.config.length, self.config.shape
         if canvas is None:
-            canvas = torch.full((max(0, most if length is None else length),), self.model.mask_id)
-        canvas = canvas.flatten()
-        if not 1 <= len(canvas) <= most or (fixed and len(canvas) != most):
-            raise UserError(f"length is {len(canvas)}; this model makes {'' if fixed else '1 to '}{most} tokens")
-        return canvas
+            canvas = torch.full((max(0, own if length is None else length),), self.model.mask_id)
+        elif shape is not None and canvas.shape[-3:] == shape:
+            canvas = canvas.flatten(-3)
+        if canvas.ndim not in (1, 2) or canvas.dtype != torch.int64:
+            kind = f"{canvas.dtype}".removeprefix("torch.")
+            raise UserError(f"a canvas is int64 [L] or [count, L], not {kind} {list(canvas.shape)}")
+        canvas = canvas if canvas.ndim == 2 else canvas[None]
+        if 0 in canvas.shape or (shape is not None and canvas.shape[1] != own):
+            allowed = "at least 1 is possible" if shape is None else f"this model makes {own} tokens"
+            raise UserError(f"length is {canvas.shape[1]}; {allowed}")
+        if count not in (None, len(canvas)) and len(canvas) != 1:
+            raise UserError(f"count is {count}, but there are {len(canvas)} canvases")
+        return canvas if len(canvas) > 1 else canvas.expand(count or 1, -1)
+
+    def _stop(self, stop: int | str | None) -> int | None:
+        if not isinstance(stop, str):
+            return stop
+        symbols = self.card.symbols or ""
+        if len(stop) != 1 or stop not in symbols:
+            known = f"one of the symbols {symbols!r}" if symbols else "the number of a token: it has no symbols"
+            raise UserError(f"stop is {stop!r}; this model takes {known}")
+        return symbols.index(stop)
 
     def _labels(self, count: int, labels: Sequence[int] | int | None) -> Tensor | None:
         classes = self.config.classes

@@ -200,39 +200,79 @@ def quality(
 @app.command()
 def sample(
     run: RunFolder,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="text with _ for each character to fill; may be repeated")
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="sampling settings as key=value, e.g. sampler=first_hitting steps=64")
     ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="text with _ for each token to fill, _{12} for twelve; may be repeated")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="image of which a part is to be filled")] = None,
+    hide: Annotated[
+        list[str] | None, typer.Option(help="part to fill, x0,y0,x1,y1 in pixels from the upper left; may be repeated")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="image that is white where --image is to be filled")] = None,
     count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
-    length: Annotated[int | None, typer.Option(help="tokens of a sample")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of a sample; more than the model's need block=N")] = None,
+    stop: Annotated[str | None, typer.Option(help="one token that ends a text")] = None,
     seed: Seed = None,
     label: Annotated[int | None, typer.Option(help="class of the samples, of class-conditional models")] = None,
-    steps: Annotated[int | None, typer.Option(help="steps of the time grid")] = None,
-    grid: Annotated[str | None, typer.Option(help="uniform or cosine")] = None,
-    temperature: Annotated[float | None, typer.Option(help="divides the logits")] = None,
-    top_p: Annotated[float | None, typer.Option(help="probability that the kept tokens hold")] = None,
     ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
 ) -> None:
-    """Draw samples, or fill the holes of a prompt; written to the run's samples/."""
+    """Draw samples, or fill the holes of a prompt or an image; written to the run's samples/."""
+    if image is None and (hide or mask):
+        raise UserError("--hide and --mask say which part of an --image is to be filled: name that, too")
+    if image is not None and prompt:
+        raise UserError("give a --prompt or an --image, not both")
+    from orchestration.infilling import read_holes
     from orchestration.runs import Run, load_model
-    from orchestration.sampling import override
     from orchestration.sampling import sample as draw
+    from orchestration.sampling_settings import read_settings
 
-    changes = {"steps": steps, "grid": grid, "temperature": temperature, "top_p": top_p}
-    settings = override(Run(run).config.sampling, changes)
+    config = Run(run).config
+    chosen = read_settings(config.sampling, settings or ())
+    holes = None if image is None else read_holes(config, image, hide or (), mask)
     loaded = load_model(run, ema=ema, report=say)
-    report = draw(loaded, prompts=prompt or (), count=count, length=length, seed=seed, label=label, settings=settings)
+    prompts = list(prompt or ()) if holes is None else [loaded.vocabulary.decode(holes.canvas)]
+    report = draw(
+        loaded, prompts=prompts, count=count, length=length, seed=seed, label=label, settings=chosen, stop=stop
+    )
     file = run / "samples" / f"step-{loaded.step:08d}-seed-{report.samples[0].seed}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    if loaded.config.data.has_images:
-        from orchestration.pictures import draw_samples
+    if as_json:
+        say(report.model_dump_json(indent=1))
+    if config.data.has_images:
+        from orchestration.pictures import draw_filled, draw_samples
 
-        picture = draw_samples([sample.text for sample in report.samples], loaded, file.with_suffix(".png"))
-        say(report.model_dump_json(indent=1) if as_json else f"written: {picture}, {file}")
-        return
-    say(report.model_dump_json(indent=1) if as_json else f"{report.text()}\nwritten: {file}")
+        picture, texts = file.with_suffix(".png"), [sample.text for sample in report.samples]
+        if holes is None:
+            draw_samples(texts, loaded, picture)
+        else:
+            draw_filled(holes.given, holes.canvas, texts, loaded, picture)
+        if not as_json:
+            notes = "" if holes is None or not holes.notes else f" (the image was changed: {holes.notes})"
+            say(f"{report.headline()}\nwritten: {picture}, {file}{notes}")
+    elif not as_json:
+        say(f"{report.text()}\nwritten: {file}")
+
+
+@app.command("grid")
+def search_grid(
+    run: RunFolder,
+    steps: Annotated[int, typer.Option(help="steps of the grid")] = 32,
+    rows: Annotated[int, typer.Option(help="rows of the validation split to search with, and as many to check")] = 64,
+    draws: Annotated[int, typer.Option(help="masks of each row at each time")] = 1,
+    points: Annotated[int, typer.Option(help="times to choose from")] = 128,
+    seed: Seed = 0,
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+) -> None:
+    """Search the times of a sampler's steps that make its bound smallest; written to the run's reports/."""
+    from orchestration.grids import Search
+    from orchestration.grids import run as search
+
+    report, file = search(run, Search(steps, rows, draws, points, seed or 0, ema), say)
+    say(f"{report.table()}\nwritten: {file}\nnext: md4 sample {run} grid={file}")
 
 
 @app.command()

@@ -87,6 +87,19 @@ def draw_samples(texts: Sequence[str], loaded: "Loaded", path: Path, columns: in
     return draw(rows, path, f"{loaded.config.name}, step {loaded.step:,}")
 
 
+def draw_filled(
+    given: np.ndarray, canvas: np.ndarray, texts: Sequence[str], loaded: "Loaded", path: Path, columns: int = 10
+) -> Path:
+    """An image `[L]`, the same with what was hidden `[L]`, and what samples, as in `draw_samples`, filled in."""
+    shape, levels = _pixels_of(loaded)
+    filled = tiles(np.array([[int(number) for number in text.split()] for text in texts]), shape, levels)
+    rows = [Row("given", tiles(given, shape, levels)), Row("hidden", tiles(canvas, shape, levels))]
+    rows += [
+        Row("filled" if not start else "", filled[start : start + columns]) for start in range(0, len(filled), columns)
+    ]
+    return draw(rows, path, f"{loaded.config.name}, step {loaded.step:,}")
+
+
 def draw_story(
     loaded: "Loaded", data: ShardSet, path: Path, *, columns: int = 10, samples: int = 4, seed: int = 0, note: str = ""
 ) -> Path:

@@ -1,23 +1,25 @@
 """From a wish in words to samples in words: what `md4 sample` and the HTTP service both call."""
 
 import secrets
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from md4 import samplers
 from md4.errors import UserError
 from md4.samplers import Job, SamplingConfig
+from md4.samplers.rows import KNOWN
+from pipelines.vocabularies import one_token
 
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
 
 SEED_LIMIT = 2**53  # seeds below are whole numbers in every JSON reader
+LENGTH_LIMIT = 2**16  # tokens of one text
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,23 @@ class Request:
     seed: int = 0
     label: int | None = None  # class, for class-conditional models
     settings: SamplingConfig = field(default_factory=SamplingConfig)
-    order: bool = False  # tell at which step each token was revealed
+    order: bool = False  # tell at which network call each token was revealed
+    stop: str | None = None  # one token that ends a text
 
 
 class Sample(BaseModel):
-    """One text."""
+    """One text, or the levels of one image with spaces between."""
 
-    text: str
+    text: str = Field(description="up to the first stop token, if one was asked for and came")
     seed: int = Field(description="gives this very text again, with the same prompt, settings and model")
     calls: int = Field(description="network calls that this text needed")
+    draws: int = Field(description="categorical draws made for it")
+    counted: dict[str, int] = Field({}, description="what its sampler counted beside, such as rejections, by name")
+    stopped: bool | None = Field(None, description="whether the stop token came; null if none was asked for")
     order: list[int] | None = Field(
-        None, description="step at which each token was revealed, -1 where the prompt gave it; only if asked for"
+        None,
+        description="the text's own network call, from 0, that revealed each token, -1 where the prompt gave it; only "
+        "if asked for",
     )
 
 
@@ -49,10 +57,24 @@ class Answer:
     """The result of one request."""
 
     samples: list[Sample]
-    mode: str  # how tokens were drawn
-    draws: int  # categorical draws
+    settings: SamplingConfig  # resolved
     network_calls: int  # forward passes of the run that the request was part of
     seconds: float  # of that run
+
+    @property
+    def mode(self) -> str:
+        """How tokens were drawn."""
+        return self.settings.mode
+
+    @property
+    def draws(self) -> int:
+        """Categorical draws of all samples."""
+        return sum(sample.draws for sample in self.samples)
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """What the sampler counted beside, over all samples."""
+        return total(self.samples)
 
 
 class SampleReport(BaseModel):
@@ -63,21 +85,43 @@ class SampleReport(BaseModel):
     run: str
     step: int
     weights_hash: str
-    settings: SamplingConfig
-    mode: str
-    network_calls: int
-    draws: int
+    settings: SamplingConfig = Field(description="with every default filled in")
+    mode: str = Field(description="how tokens were drawn: exact, or a legacy form by name")
+    stop: str | None = Field(None, description="the token that ends a text")
+    label: int | None = None
+    network_calls: int = Field(description="forward passes for all samples together")
+    draws: int = Field(description="categorical draws")
+    counted: dict[str, int] = Field({}, description="what the sampler counted beside, over all samples")
     seconds: float
     samples: list[Sample]
     prompts: list[str | None] = Field(description="of each sample")
 
+    def headline(self) -> str:
+        """How the samples came about, in one line."""
+        given = self.settings.model_dump(mode="json", exclude_none=True)
+        if isinstance(self.settings.grid, tuple):
+            given["grid"] = f"{len(self.settings.grid)} times"
+        settings = " ".join(f"{name}={value}" for name, value in given.items())
+        counted = "".join(f", {count:,} {name}" for name, count in self.counted.items())
+        return (
+            f"{settings}\ndraws {self.mode}: {self.draws:,} draws, {self.network_calls:,} network calls{counted}, "
+            f"{self.seconds:.2f} s"
+        )
+
     def text(self) -> str:
-        """The samples for a reader: one block each."""
+        """The samples for a reader: one block each, and how they came about."""
         blocks = []
         for sample, prompt in zip(self.samples, self.prompts, strict=True):
             given = "" if prompt is None else f", prompt {prompt!r}"
-            blocks.append(f"[seed {sample.seed}, {sample.calls} network calls{given}]\n{sample.text}\n")
-        return "\n".join(blocks)
+            ended = ", no stop" if sample.stopped is False else ""
+            blocks.append(f"[seed {sample.seed}, {sample.calls} network calls{given}{ended}]\n{sample.text}\n")
+        return "\n".join([*blocks, self.headline()])
+
+
+def total(samples: Sequence[Sample]) -> dict[str, int]:
+    """What samplers counted, added up by name."""
+    names = dict.fromkeys(name for sample in samples for name in sample.counted)
+    return {name: sum(sample.counted.get(name, 0) for sample in samples) for name in names}
 
 
 def random_seed() -> int:
@@ -85,41 +129,15 @@ def random_seed() -> int:
     return secrets.randbelow(2**31)
 
 
-def override(base: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
-    """`base` with some settings changed; those that are None stay.
-
-    Raises `UserError` that names the setting, its value and what is allowed.
-    """
-    given = {name: value for name, value in changes.items() if value is not None}
-    try:
-        return base.changed(given)
-    except ValidationError as error:
-        raise UserError("; ".join(describe(problem) for problem in error.errors())) from None
-
-
-def describe(problem: Any) -> str:
-    """One line for one of pydantic's complaints."""
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "json_invalid":
-        return f"not valid JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}"
-    name = ".".join(str(part) for part in problem["loc"])
-    if not name:
-        return message
-    value = repr(problem["input"])
-    shown = "" if problem["type"] in ("missing", "extra_forbidden") else f"={value[:80]}{'...' * (len(value) > 80)}"
-    return f"{name}{shown}: {message[0].lower()}{message[1:]}"
-
-
 def prepare(loaded: "Loaded", request: Request) -> Job:
     """The canvas and seeds of a request. Raises `UserError` for anything that can't be sampled."""
-    window = loaded.config.model.length
-    length = window if request.length is None else request.length
-    if not 1 <= length <= window:
-        raise UserError(f"length is {length}; this model writes 1 to {window} tokens")
-    shape = loaded.config.data.shape
-    if shape is not None and length != window:
+    model, shape = loaded.config.model, loaded.config.data.shape
+    length = model.length if request.length is None else request.length
+    if shape is not None and length != model.length:
         size = " x ".join(map(str, shape))
-        raise UserError(f"length is {length}; this model makes images of {size}: {window} tokens")
+        raise UserError(f"length is {length}; this model makes images of {size}: {model.length} tokens")
+    if not 1 <= length <= max(LENGTH_LIMIT, model.length):
+        raise UserError(f"length is {length}; allowed are 1 to {max(LENGTH_LIMIT, model.length):,} tokens")
     if request.count < 1:
         raise UserError(f"count is {request.count}; at least 1 is needed")
     if not 0 <= request.seed <= SEED_LIMIT - request.count:
@@ -128,22 +146,44 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
     if request.prompt is not None:
         if not request.prompt:
             raise UserError("the prompt is empty; leave it out to sample without one")
-        known = torch.from_numpy(loaded.vocabulary.encode_prompt(request.prompt))
+        known = torch.from_numpy(loaded.vocabulary.encode_prompt(_proper(request.prompt, "prompt")))
         if len(known) > length:
             raise UserError(f"the prompt has {len(known)} tokens, the canvas only {length}")
         canvas[: len(known)] = known
-    classes = loaded.config.model.classes
-    if request.label is None and classes:
-        raise UserError(f"this model is class-conditional: a label from 0 to {classes - 1} is needed")
-    if request.label is not None and not 0 <= request.label < classes:
-        allowed = f"allowed are 0 to {classes - 1}" if classes else "this model has no classes"
+    if request.label is None and model.classes:
+        raise UserError(f"this model is class-conditional: a label from 0 to {model.classes - 1} is needed")
+    if request.label is not None and not 0 <= request.label < model.classes:
+        allowed = f"allowed are 0 to {model.classes - 1}" if model.classes else "this model has no classes"
         raise UserError(f"label is {request.label}; {allowed}")
-    return Job(
+    job = Job(
         canvas=canvas.expand(request.count, -1),
         seeds=torch.arange(request.seed, request.seed + request.count),
         settings=request.settings,
         labels=None if request.label is None else torch.full((request.count,), request.label),
+        stop=None if request.stop is None else _stop_token(loaded, request.stop),
+        window=model.length,
     )
+    # Whatever a batch would refuse is refused here, where no other request can be harmed by it.
+    samplers.check(loaded.model, job)
+    return job
+
+
+def _stop_token(loaded: "Loaded", stop: str) -> int:
+    if loaded.config.data.shape is not None:
+        raise UserError(f"stop is {stop!r}: a stop token ends a text, and this model makes images")
+    try:
+        return one_token(loaded.vocabulary, _proper(stop, "stop"))
+    except UserError as error:
+        raise UserError(f"stop: {error}") from None
+
+
+def _proper(text: str, what: str) -> str:
+    """`text`, if it can be written as UTF-8: JSON may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what}: the character at position {error.start} is not proper Unicode") from None
+    return text
 
 
 def answer(
@@ -153,30 +193,29 @@ def answer(
 
     A request for which the network's answer was no prediction gets a `UserError` in its place; the others are unharmed.
     """
-    lengths: dict[int, list[int]] = defaultdict(list)
-    for index, job in enumerate(jobs):
-        lengths[job.canvas.shape[1]].append(index)
-    answers: dict[int, Answer | UserError] = {}
-    for indices in lengths.values():
-        results = samplers.run(loaded.model, [jobs[i] for i in indices], batch_size)
-        for index, result in zip(indices, results, strict=True):
-            answers[index] = _read(loaded, requests[index], result)
-    return [answers[index] for index in range(len(jobs))]
+    results = samplers.run(loaded.model, jobs, batch_size)
+    return [_read(loaded, request, job, result) for request, job, result in zip(requests, jobs, results, strict=True)]
 
 
-def _read(loaded: "Loaded", request: Request, result: samplers.Samples) -> Answer | UserError:
+def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples) -> Answer | UserError:
     if bool(result.broken.any()):
         return UserError("the network answered with NaN or infinity: the model is damaged or its training diverged")
-    samples = [
-        Sample(
-            text=loaded.vocabulary.decode(tokens.numpy()),
-            seed=request.seed + index,
-            calls=int(calls),
-            order=event.tolist() if request.order else None,
+    found = []
+    for row, (tokens, event) in enumerate(zip(result.tokens, result.event, strict=True)):
+        ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
+        end = ends[0] + 1 if ends else len(tokens)
+        found.append(
+            Sample(
+                text=loaded.vocabulary.decode(tokens[:end].numpy()),
+                seed=request.seed + row,
+                calls=int(result.calls[row]),
+                draws=int(result.row_draws[row]),
+                counted={name: int(count[row]) for name, count in result.counted.items()},
+                stopped=None if job.stop is None else bool(ends),
+                order=event[:end].tolist() if request.order else None,
+            )
         )
-        for index, (tokens, calls, event) in enumerate(zip(result.tokens, result.calls, result.event, strict=True))
-    ]
-    return Answer(samples, result.mode, result.draws, result.network_calls, result.seconds)
+    return Answer(found, result.settings, result.network_calls, result.seconds)
 
 
 def sample(
@@ -188,21 +227,23 @@ def sample(
     seed: int | None = None,
     label: int | None = None,
     settings: SamplingConfig | None = None,
+    stop: str | None = None,
     batch_size: int = 64,
 ) -> SampleReport:
     """`count` samples for each prompt, or `count` free ones without any.
 
     seed: of the first sample, the others count up from it; None: a random one, which the report states.
-    settings: the run's own if None.
+    settings: the run's own if None; stop: the token, in words, that ends a text.
 
-    Raises `UserError` for a prompt, length, count or seed that can't be sampled, or a model that answers NaN.
+    Raises `UserError` for a request that can't be sampled, see `prepare`, or a model that answers NaN.
     """
     began = perf_counter()
     seed = random_seed() if seed is None else seed
     settings = loaded.config.sampling if settings is None else settings
     asked: list[str | None] = list(prompts) or [None]
     requests = [
-        Request(prompt, count, length, seed + place * count, label, settings) for place, prompt in enumerate(asked)
+        Request(prompt, count, length, seed + place * count, label, settings, stop=stop)
+        for place, prompt in enumerate(asked)
     ]
     answers = answer(loaded, requests, [prepare(loaded, request) for request in requests], batch_size)
     sound: list[Answer] = []
@@ -210,15 +251,19 @@ def sample(
         if isinstance(one, UserError):
             raise one
         sound.append(one)
+    samples = [sample for one in sound for sample in one.samples]
     return SampleReport(
         run=loaded.config.name,
         step=loaded.step,
         weights_hash=loaded.weights_hash,
-        settings=settings,
-        mode=settings.mode,
-        network_calls=max(one.network_calls for one in sound),
+        settings=sound[0].settings,
+        mode=sound[0].mode,
+        stop=stop,
+        label=label,
+        network_calls=sound[0].network_calls,
         draws=sum(one.draws for one in sound),
+        counted=total(samples),
         seconds=perf_counter() - began,
-        samples=[sample for one in sound for sample in one.samples],
+        samples=samples,
         prompts=[prompt for prompt, one in zip(asked, sound, strict=True) for _ in one.samples],
     )

@@ -17,7 +17,9 @@ from md4.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-HOLE = "_"  # how the mask token is shown in samples and written in prompts
+HOLE = "_"  # how the mask token is shown in samples and written in prompts; _{12} is a hole of 12 tokens
+END_OF_TEXT = "<|endoftext|>"  # how GPT-2's token behind a document is written where one token is asked for
+HOLE_LIMIT = 2**20  # tokens to fill that one prompt may have
 GPT2_FILES = "MD4_GPT2"  # environment variable: where GPT-2's vocabulary is, a folder or a name on the hub
 GPT2_HUB = "openai-community/gpt2"  # used where the variable is not set
 
@@ -42,12 +44,33 @@ class Vocabulary(Protocol):
         ...
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """A prompt with `_` for holes to ids `[n]` int64, a hole being the mask id `size`."""
+        """A prompt with `_` for holes to ids `[n]` int64, a hole being the mask id `size`; `_{12}` is twelve."""
         ...
 
     def decode(self, tokens: np.ndarray) -> str:
         """Ids `[n]` to text, the mask id shown as `_`."""
         ...
+
+
+_LONG_HOLE = re.compile(r"(?<!\\)_\{(\d{1,9})\}")
+
+
+def _expanded(prompt: str) -> str:
+    """A prompt with `_{n}` written as n holes; UserError for too many."""
+    counts = [int(count) for count in _LONG_HOLE.findall(prompt)]
+    if 0 in counts or sum(counts) > HOLE_LIMIT:
+        raise UserError(f"prompt: its holes have {counts} tokens; each has at least 1, all together {HOLE_LIMIT:,}")
+    return _LONG_HOLE.sub(lambda hole: HOLE * int(hole[1]), prompt)
+
+
+def one_token(words: Vocabulary, text: str) -> int:
+    """The token that `text` is; UserError if it is none or several. `<|endoftext|>` is GPT-2's end of a document."""
+    if text == END_OF_TEXT and words.end_of_text is not None:
+        return words.end_of_text
+    tokens = words.encode(text)
+    if len(tokens) != 1:
+        raise UserError(f"{text!r} is {len(tokens)} tokens of the vocabulary {words.name!r}, not one")
+    return int(tokens[0])
 
 
 def token_dtype(size: int) -> np.dtype:
@@ -100,7 +123,11 @@ class Characters:
         return [self.encode(f"{document} ") for document in documents]
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """Ids `[len(text)]` int64 of a prompt in which `_` is a hole to fill; capitals are taken as small letters."""
+        """Ids `[n]` int64 of a prompt in which `_` is a hole to fill, and `_{12}` twelve of them.
+
+        Capitals are taken as small letters.
+        """
+        text = _expanded(text)
         # Capitals outside ASCII stay as they are: lower-casing may change the length and so the positions we report.
         text = "".join(char.lower() if char in string.ascii_uppercase else char for char in text)
         self._check(text, self.symbols + HOLE, "prompt")
@@ -194,12 +221,12 @@ class BytePairs:
         return [np.array([*encoding.ids, self.end_of_text], np.uint16) for encoding in found]
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """Ids `[n]` int64 of a prompt in which each `_` is a token to fill.
+        """Ids `[n]` int64 of a prompt in which `_` is a token to fill, `_{12}` twelve tokens, and `\\_` an underscore.
 
         What stands between holes is encoded by itself. Most tokens begin with their space: write "The_ sat", not
         "The _ sat".
         """
-        pieces = text.split(HOLE)
+        pieces = [piece.replace("\\_", HOLE) for piece in re.split(r"(?<!\\)_", _expanded(text))]
         ids = [np.append(self.encode(piece).astype(np.int64), self.size) for piece in pieces]
         return np.concatenate(ids)[:-1]
 
@@ -233,7 +260,17 @@ class Pixels:
         raise self._no_text()
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        raise self._no_text()
+        """Ids `[n]` int64 of levels as `decode` writes them, with `_` for each that is to be filled: "0 16 _ _ 3"."""
+        ids = []
+        for position, word in enumerate(_expanded(text).replace(HOLE, f" {HOLE} ").split()):
+            level = self.size if word == HOLE else int(word) if re.fullmatch("[0-9]{1,5}", word) else -1
+            if not 0 <= level <= self.size or (level == self.size and word != HOLE):
+                raise UserError(
+                    f"prompt: {word!r} at position {position} is no level of the vocabulary {self.name!r}; allowed are "
+                    f"0 to {self.size - 1} with spaces between, and {HOLE!r} for a hole"
+                )
+            ids.append(level)
+        return np.array(ids, np.int64)
 
     def decode(self, tokens: np.ndarray) -> str:
         """The numbers `[n]` with spaces between them, the mask id shown as `_`."""

@@ -1,11 +1,12 @@
 """Samplers: a plan says which positions are revealed when, a draw says which tokens they get, a revision hides again.
 
 `settings` is what can be asked for, `sampler` the interface, `batch` advances rows of any mix one network call at a
-time. `plans`, `ancestral` and `first_hitting` know their plan before the first call; `draws` makes tokens of logits.
+time. `plans`, `ancestral` and `first_hitting` know their plan before the first call; `draws` makes tokens of logits;
+`grid_search` finds the times that suit a model.
 """
 
-from md4.samplers.batch import Batch, run
+from md4.samplers.batch import Batch, check, run
 from md4.samplers.rows import Job, Samples
 from md4.samplers.settings import SamplingConfig
 
-__all__ = ["Batch", "Job", "Samples", "SamplingConfig", "run"]
+__all__ = ["Batch", "Job", "Samples", "SamplingConfig", "check", "run"]

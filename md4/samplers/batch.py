@@ -26,6 +26,33 @@ _CHUNK = 1 << 22  # logits made at a time: 16 MB
 _STEP = 4  # positions looked at together are a multiple of it, see md4.inference
 
 
+def _classes(model: MaskedDiffusion) -> int:
+    """How many classes the network learned; 0 = none."""
+    conditioning: Any = getattr(model.network, "conditioning", None)
+    return getattr(conditioning, "classes", 0)
+
+
+def check(model: MaskedDiffusion, job: Job) -> SamplingConfig:
+    """The job's settings, resolved, if the model can sample it.
+
+    Raises `UserError` if the canvas holds anything but tokens and the mask id, for settings or a sampler that are not
+    for this model, for a stop token that is none, and for a label or a guidance without classes.
+    """
+    settings, mask, classes = job.settings.resolve(model.objective), model.mask_id, _classes(model)
+    sampler_class(model.objective, settings)
+    if bool(((job.canvas < 0) | (job.canvas > mask)).any()):
+        raise UserError(f"a canvas holds tokens 0..{mask - 1} and the mask id {mask}")
+    if job.stop is not None and not 0 <= job.stop < mask:
+        raise UserError(f"the stop token is {job.stop}; tokens are 0..{mask - 1}")
+    if job.labels is not None and not bool(((job.labels >= -1) & (job.labels < classes)).all()):
+        allowed = f"labels are 0..{classes - 1}, and -1 for none" if classes else "it has no classes"
+        raise UserError(f"labels {sorted(set(job.labels.tolist()))} are not all of this model: {allowed}")
+    if settings.guidance != 1 and (job.labels is None or bool((job.labels < 0).any())):
+        wanted = "every row needs a label" if classes else "this model has no classes"
+        raise UserError(f"guidance={settings.guidance} is towards a class: {wanted}")
+    return settings
+
+
 class Batch:
     """Rows under way. `join` takes rows in, `advance` makes one network call for all, `leave` hands out the ended.
 
@@ -36,8 +63,7 @@ class Batch:
         self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.network_calls = 0
-        conditioning: Any = getattr(model.network, "conditioning", None)
-        self.classes: int = getattr(conditioning, "classes", 0)
+        self.classes = _classes(model)
         self._samplers: dict[type[Sampler], Sampler] = {}
         self._rows: dict[tuple[Sampler, int, int], Rows] = {}  # by sampler, length and view
 
@@ -45,12 +71,8 @@ class Batch:
         return sum(map(len, self._rows.values()))
 
     def join(self, job: Job, numbers: Iterable[int]) -> None:
-        """Take in the rows of a job; `numbers` name them when they leave.
-
-        Raises `UserError` if the canvas holds anything but tokens and the mask id, for settings that are not for this
-        model, and for a label or a guidance without classes.
-        """
-        settings = job.settings.resolve(self.model.objective)
+        """Take in the rows of a job; `numbers` name them when they leave. Raises `UserError` as `check` does."""
+        settings = check(self.model, job)
         rows = self._enter(job, settings, numbers)
         kind = sampler_class(self.model.objective, settings)
         sampler = self._samplers.setdefault(kind, kind(self.model))
@@ -61,15 +83,6 @@ class Batch:
     def _enter(self, job: Job, settings: SamplingConfig, numbers: Iterable[int]) -> Rows:
         canvas, mask, count = job.canvas.to(self.device), self.model.mask_id, len(job)
         length = canvas.shape[1]
-        if bool(((canvas < 0) | (canvas > mask)).any()):
-            raise UserError(f"a canvas holds tokens 0..{mask - 1} and the mask id {mask}")
-        if job.stop is not None and not 0 <= job.stop < mask:
-            raise UserError(f"the stop token is {job.stop}; tokens are 0..{mask - 1}")
-        if job.labels is not None and not bool(((job.labels >= -1) & (job.labels < self.classes)).all()):
-            allowed = f"labels are 0..{self.classes - 1}, and -1 for none" if self.classes else "it has no classes"
-            raise UserError(f"labels {sorted(set(job.labels.tolist()))} are not all of this model: {allowed}")
-        if settings.guidance != 1 and (job.labels is None or bool((job.labels < 0).any())):
-            raise UserError(f"guidance={settings.guidance} is towards a class: every row needs a label")
 
         def every(value: float, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.full((count,), value, dtype=dtype, device=self.device)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from md4.errors import UserError
-from md4.samplers.grids import Grid, check_times
+from md4.samplers.grids import GRIDS, Grid, check_times
 
 Objective = Literal["md4", "genmd4"]
 SamplerName = Literal[
@@ -141,6 +141,15 @@ class SamplingConfig(BaseModel):
         default=None, description="remdm, loop: the times from and to which tokens are masked again, 0.55 and 0.05"
     )
 
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _names_or_times(cls, grid: Any) -> Any:
+        """One message for what is neither, in place of one for each kind of grid."""
+        numbers = isinstance(grid, list | tuple) and all(type(time) in (int, float) for time in grid)
+        if grid is None or numbers or (isinstance(grid, str) and grid in GRIDS):
+            return grid
+        raise ValueError("allowed are 'uniform', 'cosine', or times that fall from 1 to 0, such as [1, 0.4, 0]")
+
     @model_validator(mode="after")
     def _fits(self) -> "SamplingConfig":
         if isinstance(self.grid, tuple):
@@ -169,7 +178,7 @@ class SamplingConfig(BaseModel):
             kept = {name: value for name, value in kept.items() if name not in _OWN}
         if isinstance(kept.get("grid"), tuple) and "steps" in changes and "grid" not in changes:
             kept["grid"] = None
-        if "grid" in changes and not isinstance(changes["grid"], str):
+        if isinstance(changes.get("grid"), list | tuple):
             kept["steps"] = None
         return SamplingConfig.model_validate({**kept, **changes})
 

@@ -27,7 +27,7 @@ from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from md4.errors import UserError
-from md4.samplers import Job, SamplingConfig
+from md4.samplers import Job, SamplingConfig, wording
 from orchestration import sampling
 from orchestration.sampling import Answer, Request
 from orchestration.serving.config import ServingConfig
@@ -63,7 +63,14 @@ async def _refuse(_: fastapi.Request, error: UserError) -> JSONResponse:
 
 @api.exception_handler(RequestValidationError)
 async def _refuse_form(_: fastapi.Request, error: RequestValidationError) -> JSONResponse:
-    lines = [sampling.describe({**problem, "loc": problem["loc"][1:]}) for problem in error.errors()]
+    lines = []
+    for problem in error.errors():
+        path = problem["loc"][1:]  # without "body"
+        known = wording.SETTINGS if path[:1] == ("sampling",) else tuple(SampleRequest.model_fields)
+        if problem["type"] == "extra_forbidden" and len(path) == 1 and path[0] in wording.SETTINGS:
+            lines.append(f"{path[0]} is a setting of the sampler: it belongs into the object 'sampling'")
+        else:
+            lines.append(wording.describe(problem, known, path))
     return JSONResponse({"detail": "; ".join(lines)}, status_code=422)
 
 
@@ -163,15 +170,19 @@ class SamplingService:
         arrived = perf_counter()
         if body.count > self.config.max_count:
             raise UserError(f"count={body.count}: at most {self.config.max_count} samples a request")
-        changes = {name: getattr(body, name) for name in ("steps", "grid", "temperature", "top_p")}
+        longest = max(self.config.max_length, self.loaded.config.model.length)
+        if body.length is not None and body.length > longest:
+            raise UserError(f"length={body.length}: at most {longest:,} tokens a text")
+        changes = {} if body.sampling is None else body.sampling.model_dump(exclude_unset=True)
         request = Request(
             prompt=body.prompt,
             count=body.count,
             length=body.length,
             seed=sampling.random_seed() if body.seed is None else body.seed,
             label=body.label,
-            settings=sampling.override(self.settings, changes),
+            settings=wording.change(self.settings, changes),
             order=body.order,
+            stop=body.stop,
         )
         item = _Item(request, sampling.prepare(self.loaded, request), arrived)
         done: _Done = await self._sample(item)  # type: ignore[assignment, arg-type]
@@ -180,6 +191,7 @@ class SamplingService:
         return SampleResponse(
             samples=done.answer.samples,
             model=self.facts,
+            settings=done.answer.settings,
             timings=Timings(
                 queue_ms=round(1e3 * done.queue_s, 3),
                 sample_ms=round(1e3 * done.sample_s, 3),
@@ -188,6 +200,7 @@ class SamplingService:
             calls=done.answer.network_calls,
             draws=done.answer.draws,
             draws_mode=done.answer.mode,
+            counted=done.answer.counted,
             batch_requests=done.batch_requests,
         )
 

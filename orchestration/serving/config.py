@@ -17,4 +17,5 @@ class ServingConfig(BaseModel):
     batch_wait_ms: float = Field(default=10.0, ge=0, description="time a request waits for company")
     max_rows: int = Field(default=64, ge=1, description="rows that go through the network together")
     max_count: int = Field(default=64, ge=1, description="samples that one request may ask for")
+    max_length: int = Field(default=4096, ge=1, description="tokens of a text, where the model's own length is less")
     max_queued: int = Field(default=128, ge=1, description="requests that may wait for a replica; then 503")

@@ -5,7 +5,6 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from md4.samplers import SamplingConfig
-from md4.samplers.settings import GridSetting, Steps, Temperature, TopP
 from orchestration.sampling import SEED_LIMIT, Sample
 
 
@@ -17,19 +16,28 @@ class SampleRequest(BaseModel):
     count: Annotated[int, Field(ge=1, description="samples wanted")] = 1
     prompt: Annotated[
         str | None,
-        Field(description="`_` for a position to fill; shorter than the canvas: the text's beginning; null: none"),
+        Field(
+            description="`_` for a position to fill, `_{12}` for twelve; shorter than the canvas: the text's "
+            "beginning; null: none. Images: levels with spaces between, row by row"
+        ),
     ] = None
-    length: Annotated[int | None, Field(ge=1, description="tokens of a text; null: the model's own length")] = None
+    length: Annotated[
+        int | None,
+        Field(ge=1, description="tokens of a text; null: the model's own length; more than that need sampling.block"),
+    ] = None
     seed: Annotated[
         int | None,
         Field(ge=0, lt=SEED_LIMIT, description="of the first sample, the others count up; null: a random one"),
     ] = None
     label: Annotated[int | None, Field(ge=0, description="class, for class-conditional models")] = None
-    order: Annotated[bool, Field(description="tell at which step each token was revealed")] = False
-    steps: Steps | None = None
-    grid: GridSetting | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
+    order: Annotated[bool, Field(description="tell at which network call each token was revealed")] = False
+    stop: Annotated[
+        str | None, Field(description="one token that ends a text: nothing behind the first is sampled or returned")
+    ] = None
+    sampling: Annotated[
+        SamplingConfig | None,
+        Field(description="changes to the service's own settings; null for one stands for the sampler's default"),
+    ] = None
 
 
 class ModelFacts(BaseModel):
@@ -52,10 +60,12 @@ class SampleResponse(BaseModel):
 
     samples: list[Sample]
     model: ModelFacts
+    settings: SamplingConfig = Field(description="how they were sampled, every default filled in")
     timings: Timings
     calls: int = Field(description="network calls of the batch that the request was part of")
     draws: int = Field(description="categorical draws made for this request")
     draws_mode: str = Field(description="how tokens were drawn: exact, or a legacy form by name")
+    counted: dict[str, int] = Field(description="what the sampler counted beside, for this request")
     batch_requests: int = Field(description="requests in the batch, this one included")
 
 

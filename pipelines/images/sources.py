@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from md4.errors import UserError
 from pipelines.images import arrays, files
 from pipelines.images.records import NO_LABEL, Record, opened
-from pipelines.images.tokens import Notes, Recipe, Rejected, pixels_of, quantised
+from pipelines.images.tokens import Notes, Recipe, Rejected, decoded, pixels_of, quantised
 from pipelines.units import Source, Unit, label_of
 
 KINDS = ("digits", "idx", "cifar", "images", "webdataset", "image-parquet")
@@ -91,6 +91,27 @@ def read(unit: Unit, recipe: Recipe, classes: list[str] | None) -> Images:
     tokens = np.stack(rows) if rows else np.empty((0, math.prod(recipe.shape)), np.uint8)
     known = np.array(labels, np.int32) if labels and labels[0] is not None else None
     return Images(quantised(tokens, recipe), known, digest(unit), notes)
+
+
+def read_file(file: Path, recipe: Recipe) -> tuple[np.ndarray, Notes]:
+    """The image in one file as tokens `[L]` uint8, and what was done to make it fit, by the rules of `recipe`.
+
+    UserError for a file that cannot be read, or an image that doesn't fit.
+    """
+    recipe, notes = replace(recipe, kind="images"), Notes()
+    height, width, _ = recipe.shape
+    with opened(str(file)) as stream:
+        data = stream.read()
+    try:
+        picture = decoded(data)
+        if recipe.fit == "exact" and picture.size != (width, height):
+            raise UserError(
+                f"image {str(file)!r} is {picture.height} high and {picture.width} wide, "
+                f"but the model's images are {height} high and {width} wide"
+            )
+        return quantised(pixels_of(data, recipe, notes), recipe), notes
+    except Rejected as error:
+        raise UserError(f"image {str(file)!r}: {error}") from error
 
 
 def digest(unit: Unit) -> str:

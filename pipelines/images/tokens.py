@@ -58,7 +58,7 @@ def pixels_of(image: bytes | np.ndarray, recipe: Recipe, notes: Notes) -> np.nda
             return image.reshape(-1)
         picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     else:
-        picture = _decoded(image)
+        picture = decoded(image)
     height, width, channels = recipe.shape
     picture = _coloured(picture, "L" if channels == 1 else "RGB", notes)
     if picture.size != (width, height):
@@ -74,7 +74,7 @@ def pixels_of(image: bytes | np.ndarray, recipe: Recipe, notes: Notes) -> np.nda
     return np.asarray(picture, np.uint8).reshape(-1)
 
 
-def _decoded(data: bytes) -> Image.Image:
+def decoded(data: bytes) -> Image.Image:
     """The picture in a file's contents, upright."""
     try:
         with warnings.catch_warnings():

@@ -120,13 +120,21 @@ def test_images_come_as_images_of_their_class(tmp_path):
     [
         ({"count": 0}, "count is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"length": 13}, "length is 13; this model makes 1 to 12"),
+        ({"length": 13}, "rows of 13 tokens are longer than the 12 .* block=N"),
         ({"length": 0}, "length is 0"),
         ({"length": 3, "canvas": torch.tensor([5])}, "not both"),
         ({"labels": 1}, "this model has no classes"),
-        ({"steps": 0}, "steps is 0"),
-        ({"stepz": 3}, "stepz"),
+        ({"steps": 0}, "steps=0"),
+        ({"stepz": 3}, "unknown setting 'stepz'; did you mean 'steps'"),
+        ({"grid": "sine"}, "'uniform', 'cosine', or times"),
+        ({"sampler": "race"}, "sampler=race is not for models of objective md4"),
+        ({"guidance": 2}, "this model has no classes"),
+        ({"stop": "ab"}, "stop is 'ab'; this model takes one of the symbols 'abcd '"),
+        ({"stop": 5}, "the stop token is 5; tokens are 0..4"),
         ({"canvas": torch.tensor([6])}, "tokens 0..4 and the mask id 5"),
+        ({"canvas": torch.zeros(2, 2, 2, dtype=torch.int64)}, "int64 .L. or .count, L."),
+        ({"canvas": torch.zeros(3)}, "not float32"),
+        ({"count": 3, "canvas": torch.zeros(2, 4, dtype=torch.int64)}, "count is 3, but there are 2 canvases"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(folder, arguments, message):
@@ -134,10 +142,27 @@ def test_what_cannot_be_sampled_is_refused(folder, arguments, message):
         md4.load(folder).sample(**{"count": 1, **arguments})
 
 
-def test_a_learned_schedule_has_no_sampler(tmp_path):
+def test_every_setting_and_every_form_of_a_canvas(folder):
+    """Many canvases at once, stop tokens by symbol and by number, texts longer than the model's own."""
+    loaded, how = md4.load(folder), {"sampler": "first_hitting", "steps": 4, "extrapolate": True, "top_k": 3}
+    canvases = torch.tensor([[5, 1, 5, 5, 0], [2, 5, 5, 5, 5], [0, 1, 2, 3, 4]])
+    found = loaded.sample(canvas=canvases, seed=3, **how)
+    assert found.shape == (3, 5)
+    assert torch.equal(found[canvases != 5], canvases[canvases != 5])
+    for row in range(3):
+        assert torch.equal(loaded.sample(canvas=canvases[row], seed=3 + row, **how)[0], found[row])
+    assert loaded.sample(2, canvas=canvases[:1]).shape == (2, 5)
+    ended = loaded.sample(50, stop=" ")
+    assert torch.equal(ended, loaded.sample(50, stop=4))
+    first = (ended == 4).float().argmax(dim=1)
+    assert all((row[int(begin) :] == 4).all() for row, begin in zip(ended, first, strict=True) if 4 in row)
+    assert loaded.sample(2, length=30, block=5).shape == (2, 30)
+
+
+def test_samplers_of_another_objective_are_refused(tmp_path):
     config = TEXT.model_copy(update={"objective": "genmd4"})
-    with pytest.raises(UserError, match="genmd4 can't be sampled"):
-        md4.load(export(tmp_path / "m", model_of(config), config)).sample()
+    with pytest.raises(UserError, match="first_hitting is not for models of objective genmd4; allowed: thinning"):
+        md4.load(export(tmp_path / "m", model_of(config), config)).sample(sampler="first_hitting")
 
 
 def test_a_taken_folder_is_not_written_to(folder, tmp_path):

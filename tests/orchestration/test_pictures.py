@@ -9,7 +9,7 @@ from PIL import Image
 
 from md4.errors import UserError
 from md4.model import build
-from md4.samplers import Samples
+from md4.samplers import Samples, SamplingConfig
 from orchestration.config import load
 from orchestration.pictures import HIDDEN, _frame, _one_of_each, draw_samples, draw_story, tiles
 from orchestration.runs import Run, load_model
@@ -34,8 +34,9 @@ def test_frames_reveal_in_the_order_of_the_sampler():
         tokens=torch.tensor([[5, 6, 7, 8, 9]]),
         event=torch.tensor([[3, -1, 1, 1, 7]]),
         calls=torch.tensor([3]),
+        row_draws=torch.tensor([4]),
         broken=torch.tensor([False]),
-        mode="exact",
+        settings=SamplingConfig(),
         network_calls=3,
         seconds=0.0,
     )

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from md4.errors import UserError
-from md4.samplers import SamplingConfig
+from md4.samplers import SamplingConfig, registry
+from md4.samplers.first_hitting import FirstHitting
 from orchestration.runs import load_model
-from orchestration.sampling import SEED_LIMIT, Answer, Request, SampleReport, answer, override, prepare, sample
+from orchestration.sampling import SEED_LIMIT, Answer, Request, SampleReport, answer, prepare, sample
 from tests.orchestration.small_run import LENGTH, write_run
 
 
@@ -24,7 +25,8 @@ def test_free_samples(loaded):
         assert len(one.text) == LENGTH
         assert set(one.text) <= set("abcdefghijklmnopqrstuvwxyz ")
         assert 1 <= one.calls <= report.network_calls
-    assert report.settings == loaded.config.sampling
+    assert report.settings == loaded.config.sampling.resolve("md4")
+    assert [s.draws for s in report.samples] == [LENGTH] * 3
     assert (report.mode, report.draws, report.step) == ("exact", 3 * LENGTH, 7)
     assert SampleReport.model_validate_json(report.model_dump_json()) == report
 
@@ -54,7 +56,7 @@ def test_length_and_settings(loaded):
     report = sample(loaded, prompts=["ab_"], length=6, seed=1, settings=settings)
     assert len(report.samples[0].text) == 6
     assert report.samples[0].calls <= 4
-    assert (report.settings, report.mode) == (settings, "exact, argmax leftovers")
+    assert (report.settings, report.mode) == (settings.resolve("md4"), "exact, argmax leftovers")
 
 
 def test_text_of_a_report(loaded):
@@ -112,8 +114,8 @@ def test_a_model_that_answers_nan_spoils_only_what_it_answers(tmp_path):
     ("options", "message"),
     [
         ({"count": 0}, "count is 0"),
-        ({"length": 0}, "length is 0; this model writes 1 to 32"),
-        ({"length": 33}, "length is 33"),
+        ({"length": 0}, "length is 0; allowed are 1 to 65,536"),
+        ({"length": 33}, "rows of 33 tokens are longer than the 32"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": SEED_LIMIT}, "seed is"),
         ({"label": 2}, "no classes"),
@@ -129,25 +131,25 @@ def test_mistakes_are_named(loaded, options, message):
         sample(loaded, **options)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": 0}, "steps=0: input should be greater than or equal to 1"),
-        ({"temperature": -1.0}, "temperature=-1.0: input should be greater than 0"),
-        ({"temperature": float("nan")}, "temperature=nan"),
-        ({"top_p": 1.5}, "top_p=1.5: input should be less than or equal to 1"),
-        ({"grid": "sine"}, "grid='sine'"),
-        ({"stepz": 3}, "stepz: extra inputs"),
-    ],
-)
-def test_wrong_settings_are_named(changes, message):
-    with pytest.raises(UserError, match=message):
-        override(SamplingConfig(), changes)
+def test_what_a_sampler_counts_is_reported(loaded, monkeypatch):
+    """By row, by request and for the whole run: here the draws, counted by the sampler itself a second time."""
 
+    class Counting(FirstHitting):
+        counts = ("reveals",)
 
-def test_settings_that_are_not_given_stay():
-    base = SamplingConfig(steps=9, top_p=0.5)
-    assert override(base, {"steps": None, "temperature": 0.5}) == SamplingConfig(steps=9, top_p=0.5, temperature=0.5)
+        def begin(self, rows, settings):
+            return super().begin(rows, settings) | {"reveals": torch.zeros_like(rows.calls)}
+
+        def tell(self, rows, seen):
+            super().tell(rows, seen)
+            rows.own["reveals"].index_add_(0, seen.row, torch.ones_like(seen.row))
+
+    monkeypatch.setitem(registry._SAMPLERS, ("md4", "first_hitting"), Counting)
+    settings = SamplingConfig(sampler="first_hitting")
+    report = sample(loaded, prompts=["ab", "abcd"], count=2, seed=0, settings=settings)
+    assert [one.counted for one in report.samples] == [{"reveals": LENGTH - known} for known in (2, 2, 4, 4)]
+    assert report.counted == {"reveals": report.draws} == {"reveals": 4 * LENGTH - 12}
+    assert f"{report.draws:,} reveals" in report.headline()
 
 
 def test_prompt_becomes_a_canvas(loaded):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from md4.errors import UserError
-from pipelines.vocabularies import BytePairs, Characters, Pixels, token_dtype, vocabulary
+from pipelines.vocabularies import BytePairs, Characters, Pixels, one_token, token_dtype, vocabulary
 from tests.shared import shared
 
 TEXT8 = Characters()
@@ -69,6 +69,35 @@ def test_prompts_have_holes():
     assert ids.tolist() == [19, 7, 4, 26, 27, 26, 1]
 
 
+def test_holes_of_several_tokens():
+    assert TEXT8.encode_prompt("a_{3}_b_{12}").tolist() == [0, *[27] * 4, 1, *[27] * 12]
+    for prompt in ("a_{0}", "_{1048577}", "_{999999999}_{999999999}"):
+        with pytest.raises(UserError, match=r"each has at least 1, all together 1,048,576"):
+            TEXT8.encode_prompt(prompt)
+
+
+@pytest.mark.parametrize(("text", "token"), [("a", 0), (" ", 26)])
+def test_one_token(text, token):
+    assert one_token(TEXT8, text) == token
+
+
+@pytest.mark.parametrize("text", ["", "ab", "<|endoftext|>", "_", "."])
+def test_what_is_not_one_token_is_refused(text):
+    with pytest.raises(UserError):
+        one_token(TEXT8, text)
+
+
+def test_prompts_of_levels():
+    """What `decode` writes comes back, with holes of any length."""
+    pixels = Pixels(17)
+    ids = np.array([0, 16, 17, 17, 3])
+    assert pixels.encode_prompt(pixels.decode(ids)).tolist() == ids.tolist()
+    assert pixels.encode_prompt("5_{3}5 _").tolist() == [5, 17, 17, 17, 5, 17]
+    for wrong in ("17", "-1", "1.5", "x", "\u0663"):
+        with pytest.raises(UserError, match=f"'{wrong}' at position 1 is no level of the vocabulary 'pixels17'"):
+            pixels.encode_prompt(f"1 {wrong}")
+
+
 @pytest.mark.parametrize(
     ("prompt", "char", "position"), [("ab3", "'3'", 2), ("a, b", "','", 1), ("İx é", "'İ'", 0), ("aé", "'é'", 1)]
 )
@@ -122,6 +151,10 @@ def test_gpt2_prompts_and_the_mask(gpt2):
     ids = gpt2.encode_prompt("Hello__ world_")
     assert ids.tolist() == [15496, 50257, 50257, 995, 50257]
     assert gpt2.decode(ids) == "Hello__ world_"
+    assert gpt2.encode_prompt("Hello_{3} world").tolist() == [15496, 50257, 50257, 50257, 995]
+    assert gpt2.decode(gpt2.encode_prompt(r"snake\_case\_{2}_")) == "snake_case_{2}_"
+    assert one_token(gpt2, "<|endoftext|>") == 50256
+    assert one_token(gpt2, " world") == 995
     with pytest.raises(ValueError, match="50258"):
         gpt2.decode(np.array([50258]))
 

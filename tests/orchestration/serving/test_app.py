@@ -2,13 +2,17 @@
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from md4.errors import UserError
 from md4.samplers import SamplingConfig
-from orchestration.runs import load_model
+from md4.samplers.wording import SETTINGS
+from orchestration.runs import Loaded, load_model
 from orchestration.sampling import sample
 from orchestration.serving import app
 from orchestration.serving.config import ServingConfig
@@ -24,9 +28,27 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs"))
 
 
+class Poisoned(torch.nn.Module):
+    """A network that answers NaN for rows that begin with "qqqq"."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z, t, labels=None):
+        sick = (z[:, :4] == "abcdefghijklmnopq".index("q")).all(dim=1)
+        return torch.where(sick[:, None, None], torch.nan, self.network(z, t, labels))
+
+
+def load_poisoned(run: Path) -> Loaded:
+    loaded = load_model(run)
+    loaded.model.network = Poisoned(loaded.model.network)
+    return loaded
+
+
 @pytest.fixture(scope="module")
 def server(ray_cluster, run):
-    server = app.serve_run(run, CONFIG)
+    server = app.serve_run(run, CONFIG, load=partial(load_poisoned, run.resolve()))
     yield server
     server.stop()
 
@@ -46,9 +68,10 @@ def test_tells_which_model_it_serves(client, run):
 
 
 def test_answers_what_the_command_line_answers(client, run):
-    body = {"prompt": "the ___ of", "count": 3, "seed": 11, "steps": 9, "grid": "uniform", "top_p": 0.9, "order": True}
+    own = {"steps": 9, "grid": "uniform", "top_p": 0.9}
+    body = {"prompt": "the _{3} of", "count": 3, "seed": 11, "sampling": own, "order": True}
     found = client.post("/v1/samples", json=body).json()
-    settings = SamplingConfig(steps=9, grid="uniform", top_p=0.9)
+    settings = SamplingConfig.model_validate(own)
     expected = sample(load_model(run), prompts=["the ___ of"], count=3, seed=11, settings=settings)
     assert [s["text"] for s in found["samples"]] == [s.text for s in expected.samples]
     assert [s["seed"] for s in found["samples"]] == [11, 12, 13]
@@ -60,18 +83,21 @@ def test_answers_what_the_command_line_answers(client, run):
         assert -1 not in one["order"][4:7]
     assert found["model"] == {"hash": expected.weights_hash, "step": 7}
     assert (found["draws_mode"], found["calls"], found["draws"]) == ("exact", expected.network_calls, expected.draws)
+    assert found["settings"] == settings.resolve("md4").model_dump(mode="json")
+    assert found["draws"] == sum(s["draws"] for s in found["samples"]) == 3 * (LENGTH - 7)
+    assert found["counted"] == {}
     assert 0 <= found["timings"]["queue_ms"] <= found["timings"]["total_ms"]
     assert found["timings"]["sample_ms"] <= found["timings"]["total_ms"]
 
 
 BODIES = [
     {"seed": 1},
-    {"seed": 2, "steps": 3, "temperature": 0.5},
+    {"seed": 2, "sampling": {"steps": 3, "temperature": 0.5, "top_k": 5}},
     {"seed": 3, "length": 9, "count": 2},
-    {"seed": 4, "prompt": "_____ and", "grid": "uniform", "count": 5},
-    {"seed": 5, "top_p": 0.5, "steps": 500},
-    {"seed": 6, "length": 9, "prompt": "a_b"},
-    {"seed": 7, "count": 8, "temperature": 2.0},
+    {"seed": 4, "prompt": "_____ and", "sampling": {"grid": [1, 0.6, 0.1, 0]}, "count": 5},
+    {"seed": 5, "sampling": {"top_p": 0.5, "sampler": "first_hitting", "steps": 7, "extrapolate": True}},
+    {"seed": 6, "length": 70, "prompt": "a_b", "sampling": {"block": 9}},
+    {"seed": 7, "count": 8, "sampling": {"sampler": "first_hitting"}, "stop": "e"},
 ]
 
 
@@ -83,6 +109,26 @@ def test_company_changes_nothing_but_the_batch(client):
         together = list(pool.map(lambda body: client.post("/v1/samples", json=body).json(), BODIES))
     assert [one["samples"] for one in together] == [one["samples"] for one in alone]
     assert max(one["batch_requests"] for one in together) > 1
+
+
+def test_a_stop_token_and_null_settings(client):
+    body = {"seed": 1, "count": 8, "stop": "e", "sampling": {"steps": None}}
+    found = client.post("/v1/samples", json=body).json()
+    assert {one["stopped"] for one in found["samples"]} == {one["text"].endswith("e") for one in found["samples"]}
+    assert all("e" not in one["text"][:-1] for one in found["samples"])
+    assert found["settings"]["steps"] == 256  # the sampler's default, not the run's 24
+
+
+def test_nan_is_a_500_for_its_request_alone(client):
+    """Sent together: the request whose rows the network can't predict, and sound ones."""
+    bodies = [{"seed": 1}, {"seed": 2, "prompt": "qqqq"}, {"seed": 3, "count": 2}]
+    alone = [client.post("/v1/samples", json=body) for body in bodies]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda body: client.post("/v1/samples", json=body), bodies))
+    for answers in (alone, together):
+        assert [answer.status_code for answer in answers] == [200, 500, 200]
+        assert "NaN" in answers[1].json()["detail"]
+    assert [together[i].json()["samples"] for i in (0, 2)] == [alone[i].json()["samples"] for i in (0, 2)]
 
 
 def test_without_a_seed_answers_differ_and_can_be_repeated(client):
@@ -97,22 +143,33 @@ def test_without_a_seed_answers_differ_and_can_be_repeated(client):
     [
         ({"count": 0}, "count=0: input should be greater than or equal to 1"),
         ({"count": 9}, "at most 8 samples"),
-        ({"steps": 0}, "steps=0"),
-        ({"steps": 1.5}, "steps=1.5"),
-        ({"grid": "sine"}, "'uniform' or 'cosine'"),
-        ({"temperature": 0}, "temperature=0"),
-        ({"temperature": "hot"}, "temperature='hot'"),
-        ({"top_p": 1.01}, "top_p=1.01"),
+        ({"sampling": {"steps": 0}}, "sampling.steps=0: input should be greater than or equal to 1"),
+        ({"sampling": {"steps": 1.5}}, "sampling.steps=1.5"),
+        ({"sampling": {"grid": "sine"}}, "sampling.grid='sine': allowed are 'uniform', 'cosine', or times"),
+        ({"sampling": {"grid": [1, 0.5]}}, "the times of a grid fall strictly from 1 to 0"),
+        ({"sampling": {"temperature": 0}}, "sampling.temperature=0"),
+        ({"sampling": {"temperature": "hot"}}, "sampling.temperature='hot'"),
+        ({"sampling": {"top_p": 1.01}}, "sampling.top_p=1.01"),
+        ({"sampling": {"min_reveals": 4, "max_reveals": 2}}, "min_reveals=4 is above max_reveals=2"),
+        ({"sampling": {"guidance": 2}}, "guidance=2.0 is towards a class: this model has no classes"),
+        ({"sampling": {"sampler": "thinning"}}, "sampler=thinning is not for models of objective md4"),
+        ({"sampling": {"extrapolate": True}}, "extrapolate=True is no setting of the sampler ancestral"),
+        ({"sampling": {"stepz": 3}}, "unknown setting 'sampling.stepz'; did you mean 'steps'? allowed: sampler"),
+        ({"sampling": 3}, "sampling=3"),
+        ({"steps": 3}, "steps is a setting of the sampler: it belongs into the object 'sampling'"),
+        ({"stop": "ab"}, "stop: 'ab' is 2 tokens of the vocabulary 'text8', not one"),
+        ({"stop": 3}, "stop=3"),
+        ({"length": 4097}, "length=4097: at most 4,096 tokens"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**53}, "seed="),
         ({"seed": 2**53 - 1, "count": 2}, "seed is"),
-        ({"length": 33}, "1 to 32"),
+        ({"length": 33}, "need block=N with N of at most 32"),
         ({"label": 0}, "no classes"),
         ({"prompt": ""}, "empty"),
         ({"prompt": "x" * 33}, "33 tokens, the canvas only 32"),
         ({"prompt": "Zürich"}, "'ü' at position 1"),
         ({"prompt": 5}, "prompt=5"),
-        ({"promt": "a"}, "promt: extra inputs are not permitted"),
+        ({"promt": "a"}, "unknown setting 'promt'; did you mean 'prompt'? allowed: count, prompt, length"),
         ([], "dictionary"),
     ],
 )
@@ -151,7 +208,7 @@ def test_long_bodies_are_refused_with_and_without_a_length(client):
 
 def test_more_than_it_can_hold_is_refused_and_the_rest_answered(client):
     """4 in a batch, 4 gathering, 8 waiting: of 30 requests some are told to come back, none is lost."""
-    body = {"count": 8, "steps": 10_000, "seed": 1}
+    body = {"count": 8, "sampling": {"steps": 10_000}, "seed": 1}
 
     def ask(_: int) -> httpx.Response:
         return httpx.post(f"{client.base_url}/v1/samples", json=body, timeout=60)
@@ -175,6 +232,11 @@ def test_the_interface_is_described(client):
         assert post["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
     request = document["components"]["schemas"]["SampleRequest"]
     assert request["additionalProperties"] is False
+    settings = document["components"]["schemas"]["SamplingConfig"]
+    assert settings["additionalProperties"] is False
+    assert set(settings["properties"]) == set(SETTINGS)
+    for field in settings["properties"].values():
+        assert any("description" in part for part in [field, *field.get("anyOf", [])])
     assert set(document["paths"]) == {"/healthz", "/v1/model", "/v1/samples"}
 
 
