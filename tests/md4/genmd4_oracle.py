@@ -8,10 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from md4 import samplers
 from md4.genmd4 import GenMD4
 from tests.md4.oracle import Toy
 
-POWERS = (0.5, 1.0, 3.0)  # of the three tokens: far from equal
+POWERS = (0.5, 1.0, 2.0)  # of the three tokens: far from equal
 
 
 class PowerToy(Toy):
@@ -22,8 +23,10 @@ class PowerToy(Toy):
     still   one that doesn't, and is no posterior either: `timed` at a fixed time
     """
 
-    def __init__(self, powers: tuple[float, ...] = POWERS, length: int = 4, seed: int = 0):
+    def __init__(self, powers: tuple[float, ...] = POWERS, length: int = 3, seed: int = 0, law: Tensor | None = None):
+        """law: `[X]`, of `exact` alone; a random one if not given."""
         super().__init__(len(powers), length, seed)
+        self.law = self.law if law is None else law
         self.wanted = torch.tensor(powers, dtype=torch.float64)
         self.powers = self.model("exact").schedule().detach().double()  # [V], as the float32 parameters have them
         hidden = (self.states == self.mask)[:, None]  # [S, 1, L]
@@ -95,6 +98,11 @@ class PowerToy(Toy):
         """P(T <= s) `[N]` of the time T at which the first token is revealed, everything masked at t = 1."""
         return torch.exp(torch.log(s)[:, None] * self.powers[self.sequences].sum(dim=1)) @ self.law
 
+    def limit_law(self, kind: str, steps: int = 1024) -> Tensor:
+        """The law `[X]` of ever finer steps, to first order in their size: 2 q_2T - q_T on grids fine towards t = 0."""
+        coarse, fine = (torch.arange(n, -1, -1, dtype=torch.float64) / n for n in (steps // 2, steps))
+        return 2 * self.steps_law(fine**3, kind) - self.steps_law(coarse**3, kind)
+
     def given(self, start: Tensor) -> Tensor:
         """The law `[X]` given the visible tokens of a state [L]."""
         weight = self.log_weight[self.state_index(start)].exp()
@@ -116,6 +124,31 @@ class _PowerNetwork(nn.Module):
     def forward(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         self.times.append(t)
         return self.toy.prediction(self.toy.state_index(z), t.double(), self.kind).log().float()
+
+
+def sampled(
+    toy: PowerToy, model: GenMD4, count: int, start: Tensor | None = None, **settings
+) -> tuple[Tensor, samplers.Samples]:
+    """How often each sequence came, `[X]`, among `count` samples, and these."""
+    start = torch.full((toy.length,), toy.mask) if start is None else start
+    job = samplers.Job(start.expand(count, -1), torch.arange(count), samplers.SamplingConfig(**settings))
+    (result,) = samplers.run(model, [job], batch_size=count)
+    return torch.bincount(toy.sequence_index(result.tokens), minlength=len(toy.sequences)), result
+
+
+def first_times(model: GenMD4, length: int, count: int, sampler: str) -> Tensor:
+    """The times `[count]` at which a sampler with a clock reveals the first token of rows that are all masked."""
+    batch, found = samplers.Batch(model), torch.full((count,), torch.nan, dtype=torch.float64)
+    settings = samplers.SamplingConfig(sampler=sampler)  # type: ignore[arg-type]
+    batch.join(samplers.Job(torch.full((count, length), model.mask_id), torch.arange(count), settings), range(count))
+    while bool(found.isnan().any()):
+        batch.advance()
+        for rows in batch._rows.values():
+            once = (rows.tokens != model.mask_id).sum(dim=1) == 1
+            fresh = once & found[rows.number].isnan()
+            found[rows.number[fresh]] = torch.exp(-rows.own["clock"][fresh])
+        batch.leave()
+    return found
 
 
 def variation(counts: Tensor, law: Tensor) -> float:

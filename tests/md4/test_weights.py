@@ -134,10 +134,15 @@ def test_what_cannot_be_sampled_is_refused(folder, arguments, message):
         md4.load(folder).sample(**{"count": 1, **arguments})
 
 
-def test_a_learned_schedule_has_no_sampler(tmp_path):
+def test_a_learned_schedule_is_sampled_by_its_own_samplers(tmp_path):
     config = TEXT.model_copy(update={"objective": "genmd4"})
-    with pytest.raises(UserError, match="genmd4 can't be sampled"):
-        md4.load(export(tmp_path / "m", model_of(config), config)).sample()
+    loaded = md4.load(export(tmp_path / "m", model_of(config), config))
+    rows = loaded.sample(1, seed=4)
+    (job,) = run(loaded.model, [Job(torch.full((1, 12), 5), torch.tensor([4]), SamplingConfig(sampler="thinning"))])
+    assert torch.equal(rows, job.tokens)
+    assert loaded.sample(2, sampler="ancestral", steps=4).max() < 5
+    with pytest.raises(UserError, match="sampler=first_hitting is not for models of objective genmd4"):
+        loaded.sample(sampler="first_hitting")
 
 
 def test_a_taken_folder_is_not_written_to(folder, tmp_path):
