@@ -136,6 +136,10 @@ class Config(_Part):
                 f"optimizer.schedule_weight_decay={self.optimizer.schedule_weight_decay}: "
                 f"model.objective={self.model.objective} has no learned schedule, it must be 0"
             )
+        try:
+            self.sampling.resolve(self.model.objective)
+        except UserError as error:  # begins with the setting
+            problems.append(f"sampling.{error}")
         network = self.model.network
         if self.model.classes and network.kind == "unet" and network.feature_dim == GROUPS:
             # One channel in a group: normalising it takes away whatever is added to all of its pixels.

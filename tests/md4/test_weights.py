@@ -159,10 +159,15 @@ def test_every_setting_and_every_form_of_a_canvas(folder):
     assert loaded.sample(2, length=30, block=5).shape == (2, 30)
 
 
-def test_samplers_of_another_objective_are_refused(tmp_path):
+def test_a_learned_schedule_is_sampled_by_its_own_samplers(tmp_path):
     config = TEXT.model_copy(update={"objective": "genmd4"})
-    with pytest.raises(UserError, match="first_hitting is not for models of objective genmd4; allowed: thinning"):
-        md4.load(export(tmp_path / "m", model_of(config), config)).sample(sampler="first_hitting")
+    loaded = md4.load(export(tmp_path / "m", model_of(config), config))
+    rows = loaded.sample(1, seed=4)
+    (job,) = run(loaded.model, [Job(torch.full((1, 12), 5), torch.tensor([4]), SamplingConfig(sampler="thinning"))])
+    assert torch.equal(rows, job.tokens)
+    assert loaded.sample(2, sampler="ancestral", steps=4).max() < 5
+    with pytest.raises(UserError, match="sampler=first_hitting is not for models of objective genmd4"):
+        loaded.sample(sampler="first_hitting")
 
 
 def test_a_taken_folder_is_not_written_to(folder, tmp_path):

@@ -7,6 +7,8 @@ from md4.errors import UserError
 from md4.model import count_parameters
 from orchestration.config import PRESETS, load, preset_names, read_yaml, validate
 
+NO_GRID = ["sampling.grid=null", "sampling.steps=null"]  # the demo preset has both
+
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_resolves_and_survives_a_round_trip(name):
@@ -120,6 +122,13 @@ def test_a_preset_can_be_a_file(tmp_path):
         (["model.label_dropout=0.1"], ["model: label_dropout=0.1", "classes=0"]),
         (["model.objective=genmd4"], ["evaluation.estimator=mask_count", "continuous"]),
         (["optimizer.schedule_weight_decay=0.1"], ["optimizer.schedule_weight_decay=0.1", "no learned schedule"]),
+        (["sampling.draws=exact", "sampling.uniform_bits=8"], ["sampling.uniform_bits=8", "draws=legacy_fp32_joint"]),
+        (["sampling={sampler: thinning}"], ["sampling: grid=cosine is no setting of the sampler thinning"]),
+        ([*NO_GRID, "sampling.sampler=thinning"], ["sampling.sampler=thinning", "md4", "ancestral, first_hitting"]),
+        (
+            [*NO_GRID, "sampling.sampler=first_hitting", "sampling.extrapolate=true"],
+            ["sampling.extrapolate needs steps"],
+        ),
         (["model.length=32"], ["model.length=32", "data.length=64"]),
         (["name=../up"], ["name='../up'"]),
         (["optimizer.beta2=1.5"], ["optimizer.beta2=1.5", "less than 1"]),
@@ -132,6 +141,33 @@ def test_mistakes_name_key_value_and_what_is_allowed(overrides, expected):
         load("pydocs-tiny", overrides)
     for part in expected:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["sampling.steps=64"], ["sampling.steps=64", "no setting of the sampler thinning"]),
+        (["sampling.sampler=remdm"], ["sampling.sampler=remdm", "genmd4", "thinning, adaptive_thinning, race"]),
+        (["sampling.sampler=ancestral", "sampling.leftovers=argmax"], ["sampling.leftovers=argmax", "grid, steps"]),
+    ],
+)
+def test_mistakes_about_sampling_learned_schedules(overrides, expected):
+    with pytest.raises(UserError) as caught:
+        load("pydocs-tiny-genmd4", overrides)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_presets_name_their_sampler():
+    """The demo of GenMD4 is sampled by thinning, the published models along a grid."""
+    for name, sampler in {
+        "pydocs-tiny": "ancestral",
+        "pydocs-tiny-genmd4": "thinning",
+        "text8-genmd4": "ancestral",
+        "openwebtext-small-genmd4": "ancestral",
+    }.items():
+        config = load(name)
+        assert config.sampling.resolve(config.model.objective).sampler == sampler
 
 
 def test_all_mistakes_are_told_at_once():
