@@ -3,12 +3,24 @@
 from md4.errors import UserError
 from md4.samplers.ancestral import Ancestral
 from md4.samplers.first_hitting import FirstHitting, RefinedFirstHitting
+from md4.samplers.orders import Confidence, Entropy, Margin
+from md4.samplers.path_planning import PathPlanning
+from md4.samplers.remasking import ReMDM
 from md4.samplers.sampler import Sampler
 from md4.samplers.settings import Objective, SamplingConfig
 
 _SAMPLERS: dict[tuple[Objective, str], type[Sampler]] = {
     ("md4", "ancestral"): Ancestral,
     ("md4", "first_hitting"): FirstHitting,
+    ("md4", "confidence"): Confidence,
+    ("md4", "margin"): Margin,
+    ("md4", "entropy"): Entropy,
+    ("md4", "remdm"): ReMDM,
+    ("md4", "p2"): PathPlanning,
+    ("genmd4", "confidence"): Confidence,
+    ("genmd4", "margin"): Margin,
+    ("genmd4", "entropy"): Entropy,
+    ("genmd4", "p2"): PathPlanning,
 }
 
 
