@@ -5,6 +5,7 @@ The chi-square tests reject a correct sampler once in 1,000 seeds; the seeds are
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.md4.oracle import Toy, chi_square
 from tests.md4.samplers.company import Recorder, check_alone_and_together, counts, outcomes, transformer
 
 ALPHA = 1e-3
-COUNT = 50_000
+COUNT = 30_000
 TOY = Toy(vocabulary=3, length=4)
 ORDERS = ("confidence", "margin", "entropy")
 
@@ -124,7 +125,7 @@ def states_of_calls(samples: samplers.Samples, mask: int) -> list[tuple[int, Ten
     return found
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.5, 3.0, 1e9])
+@pytest.mark.parametrize("bound", [0.0, 0.8, 1e9])
 def test_the_entropy_bound_holds_in_every_call_and_is_used_up(bound):
     """What a call reveals has the least entropies, keeps the bound, and one position more would break it."""
     model = transformer(time_input=False)
@@ -175,7 +176,7 @@ def test_least_and_most_reveals(sampler):
 def test_calls_are_shared_out_over_blocks_by_their_size():
     """Exactly `steps` calls unless there are fewer tokens or more blocks; each block at most one call from its share
     (or as many as it needs at least)."""
-    length, count = 24, 200
+    length, count = 24, 60
     unknown = noise.uniform(3, torch.arange(count * length)).view(count, length) < 0.6
     for size in (1, 5, 8, 24):
         block = torch.arange(length).expand(count, -1) // size
@@ -223,7 +224,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("objective", "count"), [("md4", 16), ("genmd4", 8)])
+@pytest.mark.parametrize(("objective", "count"), [("md4", 12), ("genmd4", 8)])
 def test_a_row_gets_the_tokens_it_gets_alone(objective, count):
     check_alone_and_together(transformer(objective), SETTINGS, count)
 
@@ -288,5 +289,5 @@ def test_long_texts_are_written_in_blocks_through_the_networks_window(own):
     for event in samples.event:
         blocks = [part[part >= 0] for part in event.view(5, 8)]
         blocks = [part for part in blocks if len(part)]
-        assert all(a.max() < b.min() for a, b in zip(blocks[:-1], blocks[1:], strict=True))
+        assert all(a.max() < b.min() for a, b in pairwise(blocks))
     assert len(recorder.seen) == samples.network_calls
