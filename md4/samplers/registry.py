@@ -4,7 +4,10 @@ from md4.errors import UserError
 from md4.samplers.ancestral import Ancestral
 from md4.samplers.first_hitting import FirstHitting, RefinedFirstHitting
 from md4.samplers.genmd4_ancestral import PowerAncestral
+from md4.samplers.orders import Confidence, Entropy, Margin
+from md4.samplers.path_planning import PathPlanning
 from md4.samplers.race import Frozen, LatentRace
+from md4.samplers.remasking import ReMDM
 from md4.samplers.sampler import Sampler
 from md4.samplers.settings import Objective, SamplingConfig
 from md4.samplers.thinning import AdaptiveThinning, Thinning
@@ -17,6 +20,15 @@ _SAMPLERS: dict[tuple[Objective, str], type[Sampler]] = {
     ("genmd4", "race"): LatentRace,
     ("genmd4", "frozen"): Frozen,
     ("genmd4", "ancestral"): PowerAncestral,
+    ("md4", "confidence"): Confidence,
+    ("md4", "margin"): Margin,
+    ("md4", "entropy"): Entropy,
+    ("md4", "remdm"): ReMDM,
+    ("md4", "p2"): PathPlanning,
+    ("genmd4", "confidence"): Confidence,
+    ("genmd4", "margin"): Margin,
+    ("genmd4", "entropy"): Entropy,
+    ("genmd4", "p2"): PathPlanning,
 }
 
 

@@ -218,10 +218,14 @@ class SamplingConfig(BaseModel):
                     if filled[setting] and getattr(self, other) is not None:
                         raise UserError(f"{other} does not go with {setting}")
         if name == "remdm":
+            if self.eta is not None and self.eta > 1:
+                raise UserError(f"eta={self.eta} of remdm is a share of what can be masked again: it lies in [0, 1]")
             if (self.remask or "cap") == "loop":
                 filled["loop"] = self.loop or (0.55, 0.05)
                 if not 1 >= filled["loop"][0] > filled["loop"][1] >= 0:
                     raise UserError(f"loop={list(filled['loop'])}: a time in [0, 1] and an earlier one are needed")
+                if tuple(filled["loop"]) == (1, 0):
+                    raise UserError("loop=[1, 0] leaves no time in which tokens are revealed; take in less of [1, 0]")
             elif self.loop is not None:
                 raise UserError(f"loop={list(self.loop)} is about remask=loop alone")
         return self.model_copy(update=filled)
