@@ -3,6 +3,7 @@
 from md4.errors import UserError
 from md4.samplers.ancestral import Ancestral
 from md4.samplers.first_hitting import FirstHitting, RefinedFirstHitting
+from md4.samplers.joint import JointAncestral
 from md4.samplers.sampler import Sampler
 from md4.samplers.settings import Objective, SamplingConfig
 
@@ -16,6 +17,8 @@ def sampler_class(objective: Objective, settings: SamplingConfig) -> type[Sample
     """The sampler of resolved settings."""
     if settings.extrapolate or settings.correct:
         return RefinedFirstHitting
+    if settings.draws == "legacy_fp32_joint":
+        return JointAncestral
     assert settings.sampler is not None
     try:
         return _SAMPLERS[objective, settings.sampler]
