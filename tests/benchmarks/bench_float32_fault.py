@@ -6,12 +6,12 @@ A step of a run of T steps on the uniform grid reveals a masked position with rh
 coin and the token jointly in float32 (`md4.samplers.joint`). For a flat and for a Zipf prediction (1/rank), V = 50257:
 
     formula   the law of joint draws whose uniforms are multiples of 2^-24, tests/md4/lattice.py
-    measured  joint draws by torch's own generator, -log of `torch.rand` in float32, no line of md4: the best token of
+    measured  joint draws by torch's own generator, -log of `uniform_` in float32, no line of md4: the best token of
               each draw against all values that the class "stay masked" can draw
     exact     md4's default: the coin and the token apart, in float64
 
 Whole runs: every position meets the steps' rho = 1/T, 1/(T-1) .. 1 until it is revealed; their token law is put
-together from the formula's at powers of sqrt(2), interpolated in log rho.
+together from the formula's at powers of 2 and of sqrt(2), interpolated in log rho.
 
 Writes results/float32_fault.json and results/float32_fault.png.
 """
@@ -33,7 +33,7 @@ from tests.md4.lattice import entropy, lattice_law
 
 V, BITS = 50257, 24
 STEPS = [2**k for k in range(5, 13)]
-FINE = [2 ** (k / 2) for k in range(8, 25)]  # 16 .. 4096
+FINE = [16.0, *map(float, STEPS[:3]), *(2 ** (k / 2) for k in range(16, 25))]  # of the formula, 16 .. 4096
 ROWS = 5  # draws at a time: a megabyte of float32
 
 
@@ -50,12 +50,14 @@ def best_tokens(laws: dict[str, Tensor], draws: int) -> dict[str, tuple[Tensor, 
     """
     generator = torch.Generator().manual_seed(0)
     weights = {name: mu.float() for name, mu in laws.items()}
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in laws}
-    for _ in range(draws // ROWS):
-        clocks = torch.rand(ROWS, V, generator=generator).log_().neg_()
+    found = {name: (torch.empty(draws), torch.empty(draws, dtype=torch.int64)) for name in laws}
+    clocks, race = torch.empty(ROWS, V), torch.empty(ROWS, V)
+    for start in range(0, draws, ROWS):
+        clocks.uniform_(generator=generator).log_().neg_()
         for name, weight in weights.items():
-            found[name].append(tuple((weight / clocks).max(dim=1)))
-    return {name: (torch.cat([a for a, _ in f]).double(), torch.cat([b for _, b in f])) for name, f in found.items()}
+            best, token = found[name]
+            best[start : start + ROWS], token[start : start + ROWS] = torch.div(weight, clocks, out=race).max(dim=1)
+    return {name: (best.double(), token) for name, (best, token) in found.items()}
 
 
 def flips(best: Tensor, rho: float) -> Tensor:
