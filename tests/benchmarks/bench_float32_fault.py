@@ -160,29 +160,36 @@ def draw(figures: dict[str, Any]) -> None:
     left.axhline(1, color="C2", lw=1.5)
     left.errorbar(
         STEPS, [v for v, _ in exact], yerr=[2 * e for _, e in exact], color="C2", **{**marks, "fmt": "s"},
-        label="exact draws (float64), any prediction",
+        label="exact draws (float64), any prediction: measured",
     )  # fmt: skip
     for name in ("zipf", "flat"):
         curve(left, name, "flip_ratio", lw=1.5, label=f"joint float32, {titles[name]}: formula")
-        points(left, name, "flip_ratio", **marks, label="    measured, ± 2 standard errors")
+        points(left, name, "flip_ratio", **marks, label="    measured")
         ratio = next(r["flip_ratio"] for r in figures[name]["formula"] if r["steps"] == 1024)
         left.annotate(
             f"{ratio:.2f}", (1024, ratio), xytext=(9, 4), textcoords="offset points", color=colours[name], fontsize=11
         )
     left.set(ylabel="positions revealed / intended", ylim=(-0.03, 1.1))
     left.set_title("Too few positions are revealed in a step", fontsize=12)
-    left.legend(frameon=False, fontsize=9, loc="lower left")
+    handles, labels = left.get_legend_handles_labels()
+    order = [labels.index(text) for text in labels if "formula" in text]
+    points_of = [i for i, text in enumerate(labels) if text.strip() == "measured"]
+    exact_one = next(i for i, text in enumerate(labels) if text.startswith("exact"))
+    order = [exact_one, *(i for pair in zip(order, points_of, strict=True) for i in pair)]
+    left.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False, fontsize=9, loc="lower left",
+                title="bars: ± 2 standard errors", title_fontsize=9, alignment="left")  # fmt: skip
 
     zipf = figures["zipf"]
     value, error = zipf["exact draws"]["entropy"]
-    right.axhline(zipf["entropy"], color="C2", lw=1.5)
-    right.errorbar(
-        STEPS, [value] * len(STEPS), yerr=[2 * error] * len(STEPS), color="C2", **{**marks, "fmt": "s"},
-        label="exact draws: the prediction's own entropy, any number of steps",
-    )  # fmt: skip
+    right.axhline(
+        zipf["entropy"], color="C2", lw=1.5, label="exact draws: the prediction's own entropy, any number of steps"
+    )
+    right.axhspan(
+        value - 2 * error, value + 2 * error, color="C2", alpha=0.15, lw=0, label="    measured, ± 2 standard errors"
+    )
     curve(right, "zipf", "run_entropy", lw=1.5, ls="--", label="joint float32, tokens of a whole run: formula")
     curve(right, "zipf", "entropy", lw=1.5, label="joint float32, tokens of the first step: formula")
-    points(right, "zipf", "entropy", **marks, label="    measured, ± 2 standard errors")
+    points(right, "zipf", "entropy", **marks, label="    measured (of the formula's -ln q), ± 2 standard errors")
     right.set(ylabel="entropy of the drawn tokens, nats", ylim=(4, 8.1))
     right.set_title("What is revealed comes from the head of the vocabulary (Zipf)", fontsize=12)
     right.legend(frameon=False, fontsize=9, loc="lower left")
