@@ -16,7 +16,7 @@ from torch import Tensor
 from md4 import noise
 from md4.errors import UserError
 from md4.inference import Prediction
-from md4.objectives import MaskedDiffusion
+from md4.objectives import MaskedDiffusion, evaluating
 from md4.samplers.registry import sampler_class
 from md4.samplers.rows import KNOWN, PENDING, Job, Rows, Samples
 from md4.samplers.sampler import Ask, Sampler, Seen, Sight
@@ -199,16 +199,8 @@ class Batch:
         return torch.where(finite[:, None], logits, 0.0)
 
 
-def run(model: MaskedDiffusion, jobs: Sequence[Job], batch_size: int = 64) -> list[Samples]:
-    """Sample the rows of all jobs, at most `batch_size` at a time; results in the jobs' order.
-
-    A row that ends makes room for the next one. Tokens don't depend on `batch_size` or on the other jobs.
-    Raises `UserError` for a canvas or settings that can't be sampled or a batch size below 1.
-    """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; at least 1 is needed")
-    began = perf_counter()
-    batch = Batch(model)
+def _drain(batch: Batch, jobs: Sequence[Job], batch_size: int) -> list[Rows]:
+    """Pass the rows of all jobs through `batch`, numbered in the jobs' order; the rows as they ended."""
     waiting = [(job, index) for job in jobs for index in range(len(job))]
     entered = 0
     ended: list[Rows] = []
@@ -222,6 +214,21 @@ def run(model: MaskedDiffusion, jobs: Sequence[Job], batch_size: int = 64) -> li
         ended += out
         if not out:
             batch.advance()
+    return ended
+
+
+def run(model: MaskedDiffusion, jobs: Sequence[Job], batch_size: int = 64) -> list[Samples]:
+    """Sample the rows of all jobs, at most `batch_size` at a time; results in the jobs' order.
+
+    A row that ends makes room for the next one. Tokens don't depend on `batch_size` or on the other jobs.
+    Raises `UserError` for a canvas or settings that can't be sampled or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; at least 1 is needed")
+    began = perf_counter()
+    batch = Batch(model)
+    with evaluating(model.network):  # once, rather than in every call
+        ended = _drain(batch, jobs, batch_size)
     results, start = [], 0
     for job in jobs:
         own = [(rows.number >= start) & (rows.number < start + len(job)) for rows in ended]

@@ -9,8 +9,8 @@ from torch import Tensor
 from md4 import noise
 from md4.errors import UserError
 
-# A draw needs a few float64 copies of its logits: this many numbers at a time keep them below some 100 MB.
-_CHUNK = 1 << 21
+# A draw needs a few float64 copies of its logits: with this many numbers at a time they stay in the cache.
+_CHUNK = 1 << 18
 
 
 def filter_top_p(logits: Tensor, p: float | Tensor) -> Tensor:

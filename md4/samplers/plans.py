@@ -77,7 +77,9 @@ class Planned(Sampler):
     def look(self, rows: Rows, sight: Sight) -> dict[str, Tensor]:
         token = self.draw(rows, sight)
         greedy = rows.own["greedy"][sight.row, sight.position]
-        return {"token": torch.where(greedy, sight.logits.argmax(dim=1), token)}
+        if bool(greedy.any()):
+            token = torch.where(greedy, sight.logits.argmax(dim=1), token)
+        return {"token": token}
 
     def tell(self, rows: Rows, seen: Seen) -> None:
         self.reveal(rows, seen.row, seen.position, seen.values["token"])

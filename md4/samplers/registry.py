@@ -1,9 +1,9 @@
 """Which class samples by which settings."""
 
-from md4.errors import UserError
 from md4.samplers.ancestral import Ancestral
 from md4.samplers.first_hitting import FirstHitting, RefinedFirstHitting
 from md4.samplers.genmd4_ancestral import PowerAncestral
+from md4.samplers.joint import JointAncestral
 from md4.samplers.orders import Confidence, Entropy, Margin
 from md4.samplers.path_planning import PathPlanning
 from md4.samplers.race import Frozen, LatentRace
@@ -36,8 +36,7 @@ def sampler_class(objective: Objective, settings: SamplingConfig) -> type[Sample
     """The sampler of resolved settings."""
     if settings.extrapolate or settings.correct:
         return RefinedFirstHitting
+    if settings.draws == "legacy_fp32_joint":
+        return JointAncestral
     assert settings.sampler is not None
-    try:
-        return _SAMPLERS[objective, settings.sampler]
-    except KeyError:
-        raise UserError(f"sampler={settings.sampler} of objective {objective} is not there yet") from None
+    return _SAMPLERS[objective, settings.sampler]
