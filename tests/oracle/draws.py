@@ -68,7 +68,7 @@ def proofs() -> list[Proof]:
             {"top-p first": _one_token(LOGITS, **hot).but(sampler=NucleusFirst)},
         )
     )
-    both = {"top_k": 6, "top_p": 0.8}
+    both = {"top_k": 4, "top_p": 0.72}
     found.append(
         law_proof(
             "one token, top-p of what top-k left",
@@ -77,7 +77,7 @@ def proofs() -> list[Proof]:
             {"top-k last": _one_token(LOGITS, **both).but(sampler=CountLast)},
         )
     )
-    for guidance, label in ((0.0, 0), (1.0, 1), (2.5, 0)):
+    for guidance, label in ((0.0, 0), (1.0, 1), (1.6, 0)):
         draw = _one_token(CLASSES, label, guidance=guidance)
         found.append(
             law_proof(
@@ -86,7 +86,7 @@ def proofs() -> list[Proof]:
                 partial(tempered, _guided(guidance, label)),
                 {
                     "class + g (class - null)": draw.set(guidance=guidance + 1),
-                    "another class": draw.but(label=1 - label) if guidance else draw.but(label=label).set(guidance=0.1),
+                    "a tenth more": draw.set(guidance=guidance + 0.1),
                 },
             )
         )
