@@ -18,14 +18,14 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 def _shift_right(x: Tensor, n: int) -> Tensor:
     """Logical right shift of int64 (torch's `>>` keeps the sign)."""
-    return (x >> n) & ((1 << (64 - n)) - 1)
+    return (x >> n).bitwise_and_((1 << (64 - n)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser, elementwise: a bijection of 64-bit words."""
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
-    return x ^ _shift_right(x, 31)
+    """SplitMix64's finaliser, elementwise: a bijection of 64-bit words. Leaves x alone, but needs little beside it."""
+    x = _shift_right(x, 30).bitwise_xor_(x).mul_(_MIX_1)
+    x = _shift_right(x, 27).bitwise_xor_(x).mul_(_MIX_2)
+    return _shift_right(x, 31).bitwise_xor_(x)
 
 
 def _word(word: int | str | Tensor) -> Tensor:
@@ -57,12 +57,21 @@ def bits(key: int | Tensor, index: Tensor) -> Tensor:
 
 def uniform(key: int | Tensor, index: Tensor) -> Tensor:
     """Uniform float64 strictly inside (0, 1): the 2^52 midpoints of equal cells, so logarithms are finite."""
-    return (_shift_right(bits(key, index), 12).to(torch.float64) + 0.5) * 2.0**-52
+    return _shift_right(bits(key, index), 12).to(torch.float64).add_(0.5).mul_(2.0**-52)
+
+
+def lattice_uniform(key: int | Tensor, index: Tensor, digits: int | Tensor) -> Tensor:
+    """Uniform float32 on the multiples 0, 1 .. 2^digits - 1 of 2^-digits, as generators of float32 make them.
+
+    digits: 1 .. 24, broadcasts. To reproduce what such numbers do (md4.samplers.joint); elsewhere use `uniform`.
+    """
+    digits = torch.as_tensor(digits, device=index.device)
+    return ((bits(key, index) >> (64 - digits)) & ((1 << digits) - 1)).float() * (0.5**digits).float()
 
 
 def exponential(key: int | Tensor, index: Tensor) -> Tensor:
     """Standard exponential float64, from `uniform` by inversion; between 1.1e-16 and 36.7."""
-    return -torch.log(uniform(key, index))
+    return uniform(key, index).log_().neg_()
 
 
 def permutation(key: int, n: int) -> Tensor:

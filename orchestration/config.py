@@ -137,7 +137,7 @@ class Config(_Part):
                 f"model.objective={self.model.objective} has no learned schedule, it must be 0"
             )
         network = self.model.network
-        if self.model.classes and network.kind != "transformer" and network.feature_dim == GROUPS:
+        if self.model.classes and network.kind == "unet" and network.feature_dim == GROUPS:
             # One channel in a group: normalising it takes away whatever is added to all of its pixels.
             problems.append(
                 f"model.classes={self.model.classes} would not reach the pixels: with "

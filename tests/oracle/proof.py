@@ -13,7 +13,7 @@ from tests.md4.oracle import chi_square
 
 ALPHA = 1e-3
 FAST, LONG = 100_000, 1_000_000
-MUTANT = 100_000  # samples of one at most: enough to reject it
+MUTANT = 50_000  # samples of one at most: enough to reject it
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def law_proof(
 class Result:
     """What a proof came to."""
 
-    proof: Proof
-    trial: Trial
+    name: str
+    samples: int
+    key: int
     p: float
     mutants: dict[str, float]
     seconds: float
@@ -117,17 +118,17 @@ class Result:
         if self.missed:
             detail += f"; NOT REJECTED: {', '.join(self.missed)}"
         outcome = "PASS" if self.passed else "FAIL"
-        size = f"{self.trial.samples} samples, key {self.trial.key}, {self.seconds:.1f} s"
-        return f"{outcome}  {self.proof.name}  {claim}; {detail}  ({size})"
+        size = f"{self.samples} samples, key {self.key}, {self.seconds:.1f} s"
+        return f"{outcome}  {self.name}  {claim}; {detail}  ({size})"
 
 
-def examine(proof: Proof, seed: int, samples: int) -> Result:
+def examine(proof: Proof, seed: int, samples: int, level: float = ALPHA) -> Result:
     """Claim and mutants of one proof; the verdict is yet to come."""
     began = perf_counter()
     trial = proof.trial(seed, samples)
     p = proof.claim(trial)
     mutants = {name: test(trial) for name, test in proof.mutants.items()}
-    return Result(proof, trial, p, mutants, perf_counter() - began)
+    return Result(proof.name, trial.samples, trial.key, p, mutants, perf_counter() - began, level=level)
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
@@ -140,13 +141,13 @@ def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
     return rejected
 
 
-def judge_together(results: Sequence[Result], seed: int, samples: int) -> None:
+def repeat(proofs: Mapping[str, Proof], results: Sequence[Result], seed: int, samples: int) -> None:
     """Verdicts of the long form: Holm, and those that fail are repeated once with 4 times the samples."""
     suspects = [r for r, no in zip(results, holm([r.p for r in results], ALPHA), strict=True) if no]
+    p_values = []
     for result in suspects:
-        result.repeated = result.proof.claim(result.proof.trial(noise.key(seed, "again"), 4 * samples))
-    again = holm([r.repeated for r in suspects if r.repeated is not None], ALPHA)
-    for result, no in zip(suspects, again, strict=True):
+        proof = proofs[result.name]
+        result.repeated = proof.claim(proof.trial(noise.key(seed, "again"), 4 * samples))
+        p_values.append(result.repeated)
+    for result, no in zip(suspects, holm(p_values, ALPHA), strict=True):
         result.believed = not no
-    for result in results:
-        result.level = ALPHA / len(results)

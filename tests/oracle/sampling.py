@@ -47,8 +47,8 @@ class Draws:
         """With other settings."""
         return replace(self, settings=self.settings.changed(changes))
 
-    def tokens(self, trial: Trial) -> Tensor:
-        """`[samples, L]`."""
+    def samples(self, trial: Trial, counted: str | None = None, name: str = "tokens") -> Tensor:
+        """What results say of every sample, `[samples, ...]`: an attribute, or something that the sampler counted."""
         mutant = self.sampler
         with nullcontext() if mutant is None else replaced(batch, "sampler_class", lambda *_: mutant):
             parts = []
@@ -56,14 +56,19 @@ class Draws:
                 seeds = trial.row_seeds(start, min(start + ROWS, trial.samples))
                 labels = None if self.label is None else torch.full_like(seeds, self.label)
                 job = Job(self.canvas.expand(len(seeds), -1), seeds, self.settings, labels, window=self.window)
-                parts.append(samplers.run(self.model, [job], batch_size=ROWS)[0].tokens)
+                (found,) = samplers.run(self.model, [job], batch_size=ROWS)
+                parts.append(getattr(found, name) if counted is None else found.counted[counted])
         return torch.cat(parts)
+
+    def events(self, trial: Trial) -> Tensor:
+        """The call that revealed each position `[samples, L]`."""
+        return self.samples(trial, name="event")
 
     def __call__(self, trial: Trial) -> Tensor:
         """How often each sequence came `[V^L]`, the first position being the most significant digit."""
         base = self.model.vocab_size
         digits = base ** torch.arange(len(self.canvas) - 1, -1, -1)
-        return torch.bincount((self.tokens(trial) * digits).sum(dim=1), minlength=base ** len(self.canvas))
+        return torch.bincount((self.samples(trial) * digits).sum(dim=1), minlength=base ** len(self.canvas))
 
 
 def draws_of(

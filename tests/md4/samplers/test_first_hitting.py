@@ -66,14 +66,14 @@ def test_leftovers(leftovers):
 @pytest.mark.parametrize("settings", [{}, {"extrapolate": True}, {"correct": True}])
 def test_network_calls_are_the_steps(settings):
     """Also of a row with fewer unknown positions than steps; corrected tokens are drawn twice but those of the last."""
-    toy = Toy(vocabulary=3, length=8)
-    canvas = torch.full((5, 8), toy.mask)
-    canvas[4, :6] = 0
+    toy = Toy(vocabulary=3, length=6)
+    canvas = torch.full((5, 6), toy.mask)
+    canvas[4, :4] = 0
     config = SamplingConfig(sampler="first_hitting", steps=4, **settings)
     (samples,) = samplers.run(toy.model(), [Job(canvas, torch.arange(5), config)])
     assert samples.calls.tolist() == [4, 4, 4, 4, 2]
     assert samples.network_calls == 4
-    assert samples.row_draws.tolist() == ([14, 14, 14, 14, 3] if "correct" in settings else [8, 8, 8, 8, 2])
+    assert samples.row_draws.tolist() == ([11, 11, 11, 11, 3] if "correct" in settings else [6, 6, 6, 6, 2])
     assert torch.equal(samples.event.amax(dim=1), samples.calls - 1)
 
 
