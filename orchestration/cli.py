@@ -169,11 +169,12 @@ def quality(
     as_json: Annotated[bool, typer.Option("--json", help="print the reports as JSON, and nothing else")] = False,
 ) -> None:
     """Measure samples: perplexity with entropy, distinct n-grams, MAUVE; of images FID and KID; to reports/."""
-    from orchestration.quality import Wanted, numbers, settings_of
+    from orchestration.quality import Wanted, numbers
     from orchestration.quality import run as measure
+    from orchestration.sampling_settings import read_changes
 
     wanted = Wanted(
-        settings=settings_of(settings or ()),
+        settings=read_changes(settings or ()),
         temperatures=numbers(temperatures, float, "--temperatures"),
         steps=numbers(steps, int, "--steps"),
         count=count,

@@ -18,6 +18,7 @@ from md4.errors import UserError
 from md4.model import ModelConfig
 from md4.networks.images import GROUPS
 from md4.samplers import SamplingConfig
+from md4.samplers.settings import OWN_SETTINGS
 from orchestration.optimizer import OptimizerConfig
 from orchestration.serving.config import ServingConfig
 from pipelines.config import PIXELS, DataConfig
@@ -231,6 +232,14 @@ def _merge(base: dict, over: Mapping) -> dict:
     return merged
 
 
+def _lay(base: dict, over: Mapping) -> dict:
+    """`over` on top of `base`; where it names another sampler, the settings of the one below go with it."""
+    below, above = base.get("sampling"), over.get("sampling")
+    if isinstance(below, dict) and isinstance(above, Mapping) and above.get("sampler") not in (None, below.get("sampler")):
+        base = {**base, "sampling": {key: value for key, value in below.items() if key not in OWN_SETTINGS}}
+    return _merge(base, over)
+
+
 def _override(tree: dict, assignment: str) -> dict:
     key, equals, text = assignment.partition("=")
     if not equals or not key or not all(key.split(".")):
@@ -250,10 +259,11 @@ def load(preset: str, overrides: Sequence[str] = (), file: str | Path | None = N
     path = _find_preset(preset)
     tree = {"name": path.stem, **_read_tree(path)}
     if file:
-        tree = _merge(tree, _read_tree(Path(file)))
+        tree = _lay(tree, _read_tree(Path(file)))
+    assigned: dict = {}
     for assignment in overrides:
-        tree = _override(tree, assignment)
-    return validate(tree)
+        assigned = _override(assigned, assignment)
+    return validate(_lay(tree, assigned))
 
 
 def validate(tree: Any) -> Config:
@@ -266,7 +276,7 @@ def validate(tree: Any) -> Config:
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """`config` with the settings of a tree laid over it; UserError as of `validate`."""
-    return validate(_merge(config.model_dump(), changes))
+    return validate(_lay(config.model_dump(), changes))
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

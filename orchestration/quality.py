@@ -19,11 +19,10 @@ from torch import Tensor
 
 from md4 import samplers
 from md4.errors import UserError
-from md4.samplers import SamplingConfig
-from orchestration.config import read_yaml
+from md4.samplers import SamplingConfig, wording
 from orchestration.measures import Images, Measure, Texts, progress
 from orchestration.runs import Loaded, load_model
-from orchestration.sampling import Request, override
+from orchestration.sampling import Request
 from orchestration.sampling import prepare as canvas_of
 from pipelines.frontier import FrontierReport, draw, frontier
 from pipelines.image_quality import subset_size
@@ -59,17 +58,6 @@ class Findings(BaseModel):
 
     reports: list[QualityReport]
     frontier: FrontierReport | None = None
-
-
-def settings_of(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` arguments as changes to a SamplingConfig; UserError for one that isn't of this form."""
-    changes: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise UserError(f"{assignment!r} is not of the form key=value, for instance top_p=0.9")
-        changes[key] = read_yaml(text, f"value of {key}")
-    return changes
 
 
 def numbers(text: str | None, kind: type, option: str) -> tuple:
@@ -124,10 +112,14 @@ def _grid(base: SamplingConfig, wanted: Wanted) -> list[SamplingConfig]:
         if values and name in wanted.settings:
             raise UserError(f"{name} is given twice: as {name}={wanted.settings[name]} and by its option")
     return [
-        override(base, {"steps": steps, "temperature": temperature, **wanted.settings})
+        wording.change(base, {**wanted.settings, **_given(steps=steps, temperature=temperature)})
         for steps in wanted.steps or (None,)
         for temperature in wanted.temperatures or (None,)
     ]
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _check(loaded: Loaded, wanted: Wanted) -> None:

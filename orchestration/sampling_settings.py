@@ -10,10 +10,10 @@ from md4.samplers import SamplingConfig, wording
 from orchestration.config import read_yaml
 
 
-def read_settings(base: SamplingConfig, assignments: Sequence[str]) -> SamplingConfig:
-    """`base` changed by `key=value`, values being YAML; a grid may be the name of a file that `md4 grid` wrote.
+def read_changes(assignments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` as changes to sampling settings, values being YAML; a grid may be a file that `md4 grid` wrote.
 
-    Raises `UserError` that names each wrong key, its value, and what is allowed or the nearest valid key.
+    Raises `UserError` for what is not of this form.
     """
     changes: dict[str, Any] = {}
     for assignment in assignments:
@@ -24,7 +24,15 @@ def read_settings(base: SamplingConfig, assignments: Sequence[str]) -> SamplingC
     grid = changes.get("grid")
     if isinstance(grid, str) and grid.endswith(".json"):
         changes["grid"] = read_grid(Path(grid))
-    return wording.change(base, changes)
+    return changes
+
+
+def read_settings(base: SamplingConfig, assignments: Sequence[str]) -> SamplingConfig:
+    """`base` changed by `key=value`, see `read_changes`.
+
+    Raises `UserError` that names each wrong key, its value, and what is allowed or the nearest valid key.
+    """
+    return wording.change(base, read_changes(assignments))
 
 
 def read_grid(file: Path) -> list[float]:

@@ -165,7 +165,7 @@ class SamplingConfig(BaseModel):
 
     def _refuse(self, sampler: str, known: set[str]) -> None:
         """ValueError for settings that are given and that `sampler` doesn't have."""
-        for name in sorted(_OWN - known):
+        for name in sorted(OWN_SETTINGS - known):
             value = getattr(self, name)
             if value is not None:
                 has = ", ".join(sorted(known)) or "none of its own"
@@ -175,7 +175,7 @@ class SamplingConfig(BaseModel):
         """A copy with `changes`; another sampler starts from its own defaults. ValidationError if it is none."""
         kept = self.model_dump()
         if changes.get("sampler", self.sampler) != self.sampler:
-            kept = {name: value for name, value in kept.items() if name not in _OWN}
+            kept = {name: value for name, value in kept.items() if name not in OWN_SETTINGS}
         if isinstance(kept.get("grid"), tuple) and "steps" in changes and "grid" not in changes:
             kept["grid"] = None
         if isinstance(changes.get("grid"), list | tuple):
@@ -240,4 +240,4 @@ class SamplingConfig(BaseModel):
 
 
 # Settings that not every sampler has.
-_OWN = {name for table in SAMPLERS.values() for names in table.values() for name in names}
+OWN_SETTINGS = {name for table in SAMPLERS.values() for names in table.values() for name in names}

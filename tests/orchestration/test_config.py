@@ -123,8 +123,8 @@ def test_a_preset_can_be_a_file(tmp_path):
         (["model.objective=genmd4"], ["evaluation.estimator=mask_count", "continuous"]),
         (["optimizer.schedule_weight_decay=0.1"], ["optimizer.schedule_weight_decay=0.1", "no learned schedule"]),
         (["sampling.draws=exact", "sampling.uniform_bits=8"], ["sampling.uniform_bits=8", "draws=legacy_fp32_joint"]),
-        (["sampling={sampler: thinning}"], ["sampling: grid=cosine is no setting of the sampler thinning"]),
-        ([*NO_GRID, "sampling.sampler=thinning"], ["sampling.sampler=thinning", "md4", "ancestral, first_hitting"]),
+        (["sampling={sampler: p2, grid: cosine}"], ["sampling: grid=cosine is no setting of the sampler p2"]),
+        (["sampling.sampler=thinning"], ["sampling.sampler=thinning", "md4", "ancestral, first_hitting"]),
         (
             [*NO_GRID, "sampling.sampler=first_hitting", "sampling.extrapolate=true"],
             ["sampling.extrapolate needs steps"],
@@ -202,3 +202,9 @@ def test_missing_files_are_named(tmp_path):
         load(str(tmp_path / "absent.yaml"))
     with pytest.raises(UserError, match=r"absent\.yaml"):
         load("pydocs-tiny", file=tmp_path / "absent.yaml")
+
+
+def test_another_sampler_leaves_the_presets_settings_of_its_own_behind():
+    sampling = load("pydocs-tiny", ["sampling.sampler=first_hitting", "sampling.steps=8"]).sampling
+    assert (sampling.sampler, sampling.steps, sampling.grid) == ("first_hitting", 8, None)
+    assert load("pydocs-tiny", ["sampling.temperature=0.5"]).sampling.grid == "cosine"

@@ -11,9 +11,10 @@ import torch
 from md4 import samplers
 from md4.errors import UserError
 from orchestration.cli import main
-from orchestration.quality import Wanted, run, settings_of
+from orchestration.quality import Wanted, run
 from orchestration.runs import load_model
-from orchestration.sampling import Request, override, prepare
+from orchestration.sampling import Request, prepare
+from orchestration.sampling_settings import read_changes
 from pipelines.image_quality import FeatureNetwork, compare
 from pipelines.images import brightness
 from pipelines.judges import Judge
@@ -62,7 +63,7 @@ def test_the_whole_line(monkeypatch, capsys, parts):
 
     report = QualityReport.model_validate(found["reports"][2])
     loaded = load_model(path)
-    settings = override(loaded.config.sampling, {"top_p": 0.95, "steps": 16, "temperature": 0.7})
+    settings = loaded.config.sampling.changed({"top_p": 0.95, "steps": 16, "temperature": 0.7})
     request = Request(count=10, seed=5, settings=settings)
     (drawn,) = samplers.run(loaded.model, [prepare(loaded, request)])
     tokens = drawn.tokens.numpy()
@@ -162,7 +163,7 @@ def test_classes_are_those_of_the_references(tmp_path):
     wanted = Wanted(data=tmp_path / "set", features=network, count=12, references=8, settings={"steps": 2})
     (report,) = run(loaded.path, wanted, lambda _: None).reports
     assert report.labels == "those of the references in turn"
-    job = prepare(loaded, Request(count=12, label=0, settings=override(loaded.config.sampling, {"steps": 2})))
+    job = prepare(loaded, Request(count=12, label=0, settings=loaded.config.sampling.changed({"steps": 2})))
     order, known = ShardSet(tmp_path / "set", "validation").read_labelled(np.arange(8))
     assert known is not None
     classes = torch.from_numpy(np.resize(known, 12).astype(np.int64))
@@ -214,4 +215,4 @@ def test_a_name_that_the_hub_can_not_give(parts):
 
 
 def test_settings_are_typed():
-    assert settings_of(["steps=3", "top_p=0.5", "grid=uniform"]) == {"steps": 3, "top_p": 0.5, "grid": "uniform"}
+    assert read_changes(["steps=3", "top_p=0.5", "grid=uniform"]) == {"steps": 3, "top_p": 0.5, "grid": "uniform"}
