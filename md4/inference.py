@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from md4.networks.transformer import Transformer
 from md4.objectives import MaskedDiffusion, evaluating
 
 # Two facts of CPU kernels make the last bits of a row depend on the size of its batch: matrix products of one to three
@@ -21,6 +22,11 @@ def filled(rows: int, device: torch.device | None = None) -> Tensor:
     return numbers
 
 
+def _rows_enough(length: int, width: int) -> bool:
+    """May a lone text of that length go through blocks of that width? Whole registers and products of many rows."""
+    return length % ROW_MULTIPLE == 0 and length * width % 32 == 0
+
+
 class Prediction:
     """The network's answer to one call, made into logits position by position.
 
@@ -28,7 +34,8 @@ class Prediction:
 
     Args:
         model: what is asked.
-        z: masked tokens `[B, L]`. The batch is filled up to a multiple of `ROW_MULTIPLE` with copies of its first row.
+        z: masked tokens `[B, L]`. The batch is filled up to a multiple of `ROW_MULTIPLE` with copies of its first row;
+            of the text network only what depends on the time alone, since its positions are rows enough.
         t: times `[B]`.
         labels: classes `[B]`, for class-conditional networks.
     """
@@ -36,9 +43,11 @@ class Prediction:
     @torch.no_grad()
     def __init__(self, model: MaskedDiffusion, z: Tensor, t: Tensor, labels: Tensor | None = None) -> None:
         fill = filled(len(z), z.device)
-        z, t = z[fill], t.to(torch.float32)[fill]
+        t = t.to(torch.float32)[fill]
         labels = None if labels is None else labels[fill]
         network: Any = model.network
+        if not (isinstance(network, Transformer) and _rows_enough(z.shape[1], network.config.width)):
+            z = z[fill]
         # Networks that end in a projection of single positions are asked for what it projects.
         self._head = getattr(network, "head", None) if hasattr(network, "body") else None
         with evaluating(network):

@@ -172,11 +172,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """x [B, L, D] float32, condition [B, E] (already activated) or None -> [B, L, D] float32."""
+        """x [B, L, D] float32, condition [B or more, E] (already activated) or None -> [B, L, D] float32."""
         if self.modulation is None or condition is None:
             h = x + self._branch(self.attention, self.attention_norm(x))
             return h + self._branch(self.mlp, self.mlp_norm(h))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[: len(x), None].chunk(6, dim=-1)
         h = torch.addcmul(x, gate_a, self._branch(self.attention, modulated_norm(x, shift_a, scale_a)))
         return torch.addcmul(h, gate_m, self._branch(self.mlp, modulated_norm(h, shift_m, scale_m)))
 
@@ -189,6 +189,8 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """The text network.
+
+    Rows of a batch meet nowhere; positions are enough rows for any matrix product, but not so the conditioning vectors.
 
     Args:
         config: its shape.
@@ -244,18 +246,22 @@ class Transformer(nn.Module):
             return spread(pair, rows, targets)
 
     def body(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """What the head projects: float32 `[B, L, D]`. Arguments as of `forward`."""
+        """What the head projects: float32 `[B, L, D]`. Arguments as of `forward`.
+
+        There may be more times and labels than rows; what is beyond them changes nothing (see md4.inference).
+        """
         with torch.autocast(z.device.type, enabled=False):  # the blocks turn it on for themselves
             condition = None
             if self.conditioning is not None:
-                t = torch.as_tensor(t, device=z.device).expand(z.shape[0])
+                t = torch.as_tensor(t, device=z.device)
+                t = t.expand(z.shape[0]) if t.ndim == 0 else t
                 condition = GATES[self.config.mlp](self.conditioning(t, labels))
             x = self.lift(self.embed(z))
             for block in self.blocks:
                 x = run_block(block, self.config.checkpoint_activations, x, condition)
             if self.modulation is None or condition is None:
                 return self.norm(x)
-            shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+            shift, scale = self.modulation(condition)[: len(x), None].chunk(2, dim=-1)
             return modulated_norm(x, shift, scale)
 
     def initialise(self, seed: int) -> None:

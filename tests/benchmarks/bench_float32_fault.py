@@ -189,7 +189,7 @@ def draw(figures: dict[str, Any]) -> None:
     )
     curve(right, "zipf", "run_entropy", lw=1.5, ls="--", label="joint float32, tokens of a whole run: formula")
     curve(right, "zipf", "entropy", lw=1.5, label="joint float32, tokens of the first step: formula")
-    points(right, "zipf", "entropy", **marks, label="    measured (of the formula's -ln q), ± 2 standard errors")
+    points(right, "zipf", "entropy", **marks, label="    measured, ± 2 standard errors")
     right.set(ylabel="entropy of the drawn tokens, nats", ylim=(4, 8.1))
     right.set_title("What is revealed comes from the head of the vocabulary (Zipf)", fontsize=12)
     right.legend(frameon=False, fontsize=9, loc="lower left")

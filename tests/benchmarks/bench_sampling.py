@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_sampling [ROUNDS, 5]          about 5 minutes on two idle cores
 
 The network is small (2 layers of width 64, time input), so that what surrounds it is seen. One *sample* is measured,
-1 row and 4 rows at a time: a lone row's batch is filled up to 4 for bits that don't depend on company.
+1 row and 4 rows at a time.
 
     plain loop            as published code samples: at every step full logits [B, L, V] and one joint float32 draw over
                           V + 1 classes at every masked position; no step is skipped. Written bare below.

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from md4 import inference
 from md4.inference import Prediction
 from md4.model import ModelConfig, build
 from md4.networks.transformer import TransformerConfig
@@ -28,6 +29,29 @@ def test_a_rows_logits_have_the_same_bits_in_any_company(mlp, time_input):
     for rows in range(1, 22):
         part = slice(rows // 2, rows // 2 + rows)
         assert torch.equal(everywhere(model, z[part], t[part]), together[part])
+
+
+@pytest.mark.parametrize(("length", "heads", "filled"), [(8, 2, False), (24, 6, False), (256, 4, False), (6, 2, True)])
+def test_a_lone_text_is_filled_up_only_where_it_must_be(length, heads, filled, monkeypatch):
+    """Bits as with all rows filled up, for 1, 2 and 3 rows; the network gets no more rows unless positions are odd."""
+    network = TransformerConfig(feature_dim=16, heads=heads, layers=2)
+    model = build(ModelConfig(vocab_size=27, length=length, classes=3, network=network))
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    z, t = torch.randint(0, 28, (7, length), generator=generator), torch.rand(7, generator=generator)
+    labels = torch.tensor([0, 1, 2, -1, 0, 1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "_rows_enough", lambda length, width: False)
+        together = everywhere(model, z, t, labels)
+    seen: list[int] = []
+    model.network.lift.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    for rows in (1, 2, 3):
+        for start in (0, 2, 4):
+            part = slice(start, start + rows)
+            assert torch.equal(everywhere(model, z[part], t[part], labels[part]), together[part])
+            assert seen.pop() == (4 if filled else rows)
 
 
 def test_labels_follow_their_rows():
