@@ -235,7 +235,11 @@ def _merge(base: dict, over: Mapping) -> dict:
 def _lay(base: dict, over: Mapping) -> dict:
     """`over` on top of `base`; where it names another sampler, the settings of the one below go with it."""
     below, above = base.get("sampling"), over.get("sampling")
-    if isinstance(below, dict) and isinstance(above, Mapping) and above.get("sampler") not in (None, below.get("sampler")):
+    if (
+        isinstance(below, dict)
+        and isinstance(above, Mapping)
+        and above.get("sampler") not in (None, below.get("sampler"))
+    ):
         base = {**base, "sampling": {key: value for key, value in below.items() if key not in OWN_SETTINGS}}
     return _merge(base, over)
 
