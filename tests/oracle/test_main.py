@@ -59,15 +59,18 @@ def test_a_failure_by_chance_is_forgiven_by_its_repetition(capsys):
     assert "again with 4x samples 0.4" in capsys.readouterr().out
 
 
-def test_two_processes_come_to_the_same():
-    """Of the command as it is typed, in processes of its own."""
-    found = []
-    for jobs in ("1", "2"):
-        command = [sys.executable, "-m", "tests.oracle", "--only", "guidance", "--samples", "20000", "--jobs", jobs]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found.append([line.rpartition(", ")[0] for line in done.stdout.splitlines() if line.startswith("PASS")])
-    assert found[0] == found[1]
-    assert len(found[0]) == 4
+def test_two_processes_come_to_the_same(capsys):
+    """The command as it is typed, with processes of its own, and here in this one."""
+    options = ["--only", "guidance", "--samples", "10000"]
+    command = [sys.executable, "-m", "tests.oracle", *options, "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert program.main([*options, "--jobs", "1"]) == 0
+
+    def verdicts(out: str) -> list[str]:
+        return [line.rpartition(", ")[0] for line in out.splitlines() if line.startswith("PASS")]
+
+    assert verdicts(done.stdout) == verdicts(capsys.readouterr().out)
+    assert len(verdicts(done.stdout)) == 4
 
 
 def test_seeds_are_those_of_the_names():
@@ -75,6 +78,18 @@ def test_seeds_are_those_of_the_names():
     (proof,) = families.proofs("guidance, then temperature and top-p")
     first, again, other = (examine(proof, seed, 500).p for seed in (0, 0, 1))
     assert first == again != other
+
+
+def test_a_proof_that_breaks_off_fails_alone(capsys):
+    def breaks(trial):
+        raise ValueError("no such law")
+
+    family = Family(Proof("a bad proof", breaks, {"a mutant": breaks}), fails(0.5, 1e-9))
+    with replaced(families, "FAMILIES", (family,)):
+        assert program.main(["--jobs", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  a bad proof  broken off: ValueError: no such law" in out
+    assert out.endswith("1 passed, 1 failed\n")
 
 
 def test_holm():
