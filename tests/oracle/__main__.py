@@ -12,17 +12,10 @@ from time import perf_counter
 import torch
 
 from tests import oracle
-from tests.oracle import ancestral, blocks, draws, fault, first_hitting, genmd4, refined, rows, times
+from tests.oracle.families import examine_named, proofs
 from tests.oracle.proof import ALPHA, FAST, LONG, Proof, Result, examine, repeat
 
-# Every family of proofs has a file, and in it a function that lists them.
-FAMILIES = (first_hitting, refined, times, ancestral, blocks, draws, fault, rows, genmd4)
 FAST_SEED = 0
-
-
-def proofs(words: str = "") -> list[Proof]:
-    """All proofs whose names hold `words`."""
-    return [proof for family in FAMILIES for proof in family.proofs() if words in proof.name]
 
 
 def _examined(chosen: list[Proof], seed: int, samples: int, level: float, jobs: int) -> Iterator[Result]:
@@ -31,13 +24,8 @@ def _examined(chosen: list[Proof], seed: int, samples: int, level: float, jobs: 
         yield from (examine(proof, seed, samples, level) for proof in chosen)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for future in [pool.submit(_named, proof.name, seed, samples, level) for proof in chosen]:
+        for future in [pool.submit(examine_named, proof.name, seed, samples, level) for proof in chosen]:
             yield future.result()
-
-
-def _named(name: str, seed: int, samples: int, level: float) -> Result:
-    """The result of the proof of that name: proofs themselves don't travel between processes."""
-    return examine(next(proof for proof in proofs(name) if proof.name == name), seed, samples, level)
 
 
 def main(arguments: list[str] | None = None) -> int:

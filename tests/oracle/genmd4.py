@@ -17,8 +17,8 @@ from tests.oracle.laws import continuous_law
 from tests.oracle.proof import Proof, Trial, law_proof
 from tests.oracle.sampling import Draws
 
-TOY = PowerToy()
-EQUAL = PowerToy((1.0, 1.0, 1.0))
+TOY = PowerToy(length=4)
+EQUAL = PowerToy((1.0, 1.0, 1.0), length=4)
 HOLES = [TOY.mask, 1, TOY.mask, TOY.mask]
 
 

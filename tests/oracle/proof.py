@@ -100,6 +100,7 @@ class Result:
     repeated: float | None = None  # p of the repetition
     believed: bool = True  # the claim
     level: float = ALPHA  # mutants are rejected below it
+    error: str = ""  # what broke the proof off
 
     @property
     def missed(self) -> list[str]:
@@ -108,9 +109,11 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        return self.believed and not self.missed
+        return self.believed and not self.missed and not self.error
 
     def __str__(self) -> str:
+        if self.error:
+            return f"FAIL  {self.name}  broken off: {self.error}"
         claim = f"p = {self.p:.2g}" + ("" if self.repeated is None else f", again with 4x samples {self.repeated:.2g}")
         worst = max(self.mutants, key=lambda name: self.mutants[name])
         rejected = f"{len(self.mutants) - len(self.missed)} of {len(self.mutants)} mutants rejected"
@@ -126,9 +129,13 @@ def examine(proof: Proof, seed: int, samples: int, level: float = ALPHA) -> Resu
     """Claim and mutants of one proof; the verdict is yet to come."""
     began = perf_counter()
     trial = proof.trial(seed, samples)
-    p = proof.claim(trial)
-    mutants = {name: test(trial) for name, test in proof.mutants.items()}
-    return Result(proof.name, trial.samples, trial.key, p, mutants, perf_counter() - began, level=level)
+    p, mutants, error = 1.0, {}, ""
+    try:
+        p = proof.claim(trial)
+        mutants = {name: test(trial) for name, test in proof.mutants.items()}
+    except Exception as broken:  # one bad proof must not hide the verdict on the others
+        error = f"{type(broken).__name__}: {' '.join(str(broken).split())}"
+    return Result(proof.name, trial.samples, trial.key, p, mutants, perf_counter() - began, level=level, error=error)
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
