@@ -1,10 +1,10 @@
 """The list of all proofs."""
 
-from tests.oracle import ancestral, blocks, draws, fault, first_hitting, genmd4, refined, rows, times
+from tests.oracle import ancestral, blocks, divergence, draws, fault, first_hitting, genmd4, refined, rows, times
 from tests.oracle.proof import Proof, Result, examine
 
 # Every family of proofs has a file, and in it a function that lists them.
-FAMILIES = (first_hitting, refined, times, ancestral, blocks, draws, fault, rows, genmd4)
+FAMILIES = (first_hitting, refined, times, ancestral, blocks, draws, fault, rows, divergence, genmd4)
 
 
 def proofs(words: str = "") -> list[Proof]:
