@@ -107,7 +107,10 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="another prepared set; with --zero-shot, the folder that its files lie below")
+        str | None,
+        typer.Option(
+            help="another prepared set, a path or s3://...; with --zero-shot, the folder that its files lie below"
+        ),
     ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="of zero-shot sets: md4 (default) or mdlm; never mix them")

@@ -16,15 +16,13 @@ makes reading in the order of `pipelines.order` cheap.
 
 import functools
 import hashlib
-import io
 import json
-import os
-import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -32,31 +30,21 @@ import pyarrow.parquet as pq
 
 from md4.errors import UserError
 from pipelines.manifest import Manifest, Shard
+from pipelines.storage import Folder, Pieces, Place, coalesced
 from pipelines.vocabularies import Vocabulary, token_dtype, vocabulary
 
 _CHECKSUMS = "md4.crc32"  # key in a shard's metadata: CRC-32 of each row group's tokens, then labels
 LABEL_DTYPE = np.dtype(np.int32)
 _OPEN_FILES = 32
-
-
-def write_atomically(file: Path, data: bytes) -> None:
-    """A file that exists completely or not at all, whenever the process or the machine dies."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+_FOOTERS = 512
+_FOOTER_BYTES = 2**16  # read at once from the end of a file: most footers are shorter
+_READERS = 16  # shards in S3 that are read at the same time
 
 
 def write_shard(
-    root: Path, path: str, tokens: np.ndarray, rows_per_group: int, labels: np.ndarray | None = None
+    root: Place, path: str, tokens: np.ndarray, rows_per_group: int, labels: np.ndarray | None = None
 ) -> Shard:
-    """Write rows of tokens `[n, L]`, and labels `[n]` if there are any, to `root/path`, atomically.
+    """Write rows of tokens `[n, L]`, and labels `[n]` if there are any, to `root/path`, completely or not at all.
 
     The same rows give the same bytes.
     """
@@ -86,13 +74,13 @@ def write_shard(
         write_page_checksum=True,
     )
     data = buffer.getvalue().to_pybytes()
-    write_atomically(root / path, data)
+    Folder(root).write(path, data)
     return Shard(
         path=path,
         rows=rows,
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        footer=_footer_sha256(io.BytesIO(data)),
+        footer=hashlib.sha256(data[-8 - int.from_bytes(data[-8:-4], "little") :]).hexdigest(),
         content=hashlib.sha256(tokens.tobytes() + labels.tobytes()).hexdigest(),
     )
 
@@ -101,26 +89,48 @@ def _checksum(tokens: np.ndarray, labels: np.ndarray) -> int:
     return zlib.crc32(labels.tobytes(), zlib.crc32(tokens.tobytes()))
 
 
-def read_shard(root: Path, shard: Shard) -> np.ndarray:
+def read_shard(root: Place, shard: Shard) -> np.ndarray:
     """All rows `[n, L]` of a shard; UserError if it is missing or damaged."""
     with _reading(root, shard):
-        file = _ShardFile(root, shard)
+        file = _ShardFile(Folder(root), shard, Reads())
         return file.read(np.arange(file.groups))[0]
+
+
+@dataclass
+class Reads:
+    """What was read of shards, and what for. Footers, which stay in memory, are left out."""
+
+    requests: int = 0  # runs of bytes that were asked for
+    bytes: int = 0
+    rows_read: int = 0  # of the row groups that were read
+    rows_given: int = 0
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+
+    def add(self, requests: int = 0, bytes: int = 0, rows_read: int = 0, rows_given: int = 0) -> None:
+        """Count. May be called by several threads."""
+        with self._lock:
+            self.requests += requests
+            self.bytes += bytes
+            self.rows_read += rows_read
+            self.rows_given += rows_given
 
 
 class _ShardFile:
     """An open shard, which gives away no rows other than those that were written."""
 
-    def __init__(self, root: Path, shard: Shard):
-        with open(root / shard.path, "rb") as file:
-            if _footer_sha256(file) != shard.footer:
-                raise ValueError("its footer is not the recorded one")
+    def __init__(self, folder: Folder, shard: Shard, reads: Reads):
+        self._folder, self._shard, self._reads = folder, shard, reads
+        footer = _read_footer(folder, shard)
+        if hashlib.sha256(footer).hexdigest() != shard.footer:
+            raise ValueError("its footer is not the recorded one")
+        self._metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
+        self._columns = [name for name in ("tokens", "label") if name in self._metadata.schema.to_arrow_schema().names]
+        self._checksums: list[int] = json.loads((self._metadata.metadata or {})[_CHECKSUMS.encode()])
+        groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
+        self._counts = np.array([group.num_rows for group in groups], np.int64)
+        self._spans = [_span(group) for group in groups]
         # No memory map: a file truncated under one ends the process by a signal instead of an error.
-        self._parquet = pq.ParquetFile(root / shard.path, page_checksum_verification=True)
-        self._columns = [name for name in ("tokens", "label") if name in self._parquet.schema_arrow.names]
-        metadata = self._parquet.metadata
-        self._checksums: list[int] = json.loads((metadata.metadata or {})[_CHECKSUMS.encode()])
-        self._counts = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64)
+        self._local = None if folder.remote else self._parquet(folder.path(shard.path))
 
     @property
     def groups(self) -> int:
@@ -128,7 +138,13 @@ class _ShardFile:
 
     def read(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows `[n, L]` of row groups, one group after the other, and their labels `[n]`, or `[0]` without any."""
-        table = self._parquet.read_row_groups(groups.tolist(), columns=self._columns, use_threads=False)
+        spans = coalesced(self._spans[group] for group in groups.tolist())
+        self._reads.add(len(spans), sum(stop - start for start, stop in spans), int(self._counts[groups].sum()))
+        parquet = self._local
+        if parquet is None:
+            parts = self._folder.read_ranges(self._shard.path, spans)
+            parquet = self._parquet(pa.PythonFile(Pieces(self._shard.bytes, spans, parts), "r"))
+        table = parquet.read_row_groups(groups.tolist(), columns=self._columns, use_threads=False)
         column = table["tokens"].combine_chunks()
         rows = column.flatten().to_numpy().reshape(len(column), -1)
         labels = table["label"].to_numpy() if "label" in self._columns else np.empty(0, LABEL_DTYPE)
@@ -139,22 +155,39 @@ class _ShardFile:
                 raise ValueError(f"the tokens of its row group {group} are not those that were written")
         return rows, labels
 
+    def _parquet(self, source: str | pa.NativeFile) -> pq.ParquetFile:
+        return pq.ParquetFile(source, metadata=self._metadata, page_checksum_verification=True, pre_buffer=False)
 
-def _footer_sha256(file: BinaryIO) -> str:
-    """Hash of what describes the pages of a parquet file: thrift, its length in 4 bytes, and the letters PAR1."""
-    file.seek(-8, os.SEEK_END)
-    length = int.from_bytes(file.read(4), "little")
-    file.seek(-8 - length, os.SEEK_END)
-    return hashlib.sha256(file.read()).hexdigest()
+
+def _span(group: pq.RowGroupMetaData) -> tuple[int, int]:
+    """The bytes `start..stop-1` of a row group."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+    sizes = [column.total_compressed_size for column in columns]
+    return min(starts), max(start + size for start, size in zip(starts, sizes, strict=True))
+
+
+def _read_footer(folder: Folder, shard: Shard) -> bytes:
+    """What describes the pages of a parquet file: thrift, its length in 4 bytes, and the letters PAR1."""
+    size = shard.bytes if folder.remote else folder.size(shard.path)
+    start = max(0, size - _FOOTER_BYTES)
+    (tail,) = folder.read_ranges(shard.path, [(start, size)])
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length > size:
+        raise ValueError("its footer is not the recorded one")
+    if length > len(tail):
+        (before,) = folder.read_ranges(shard.path, [(size - length, start)])
+        tail = before + tail
+    return tail[-length:]
 
 
 @contextmanager
-def _reading(root: Path, shard: Shard) -> Iterator[None]:
+def _reading(root: Place, shard: Shard) -> Iterator[None]:
     """Turns what pyarrow raises about a bad file into a message that names it."""
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"shard {shard.path!r} of the prepared set {str(root)!r} is missing") from error
+        raise _missing(root, shard) from error
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise _damaged(root, shard, next(iter(str(error).splitlines()), type(error).__name__)) from error
 
@@ -165,8 +198,8 @@ class ShardSet:
     Opening reads the manifest and looks at the sizes of the shards; UserError names what is missing or wrong.
     """
 
-    def __init__(self, root: str | Path, split: str = "train"):
-        self.root = Path(root)
+    def __init__(self, root: Place, split: str = "train"):
+        self.root = Folder(root)
         self.split = split
         self.manifest = Manifest.load(self.root)
         if split not in self.manifest.splits:
@@ -181,6 +214,7 @@ class ShardSet:
         pixels = self.manifest.pixels
         self.shape = None if pixels is None else pixels.shape  # H, W, C of images
         self.labelled = pixels is not None and pixels.classes is not None
+        self.reads = Reads()  # since the set was opened
         check_sizes(self.root, self._shards)
 
         group = self.rows_per_group
@@ -189,9 +223,11 @@ class ShardSet:
         self._whole_before = np.cumsum(self._whole) - self._whole
         self._short = counts - self._whole
         self._short_before = np.cumsum(self._short) - self._short + self._whole.sum()
-        self._file = functools.lru_cache(_OPEN_FILES)(lambda shard: _ShardFile(self.root, self._shards[shard]))
+        # Of a file in S3 only its footer is kept.
+        keep = functools.lru_cache(_FOOTERS if self.root.remote else _OPEN_FILES)
+        self._file = keep(lambda shard: _ShardFile(self.root, self._shards[shard], self.reads))
 
-    def __reduce__(self) -> tuple[type["ShardSet"], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[Folder, str]]:
         return ShardSet, (self.root, self.split)  # sent to another process, the set is opened there
 
     @property
@@ -214,14 +250,24 @@ class ShardSet:
         out = np.empty((len(ids), self.length), self.dtype)
         known = np.empty(len(ids), LABEL_DTYPE) if self.labelled else None
         shards, places = self._locate(ids)
-        for shard in np.unique(shards):
+
+        def fill(shard: int) -> None:
             mine = np.flatnonzero(shards == shard)
             groups, which = np.unique(places[mine] // self.rows_per_group, return_inverse=True)
-            rows, labels = self._read_groups(int(shard), groups)
+            rows, labels = self._read_groups(shard, groups)
             which = which * self.rows_per_group + places[mine] % self.rows_per_group
             out[mine] = rows[which]
             if known is not None:
                 known[mine] = labels[which]
+
+        wanted = np.unique(shards).tolist()
+        if self.root.remote and len(wanted) > 1:
+            with ThreadPoolExecutor(min(len(wanted), _READERS)) as pool:  # what takes time is waiting for answers
+                list(pool.map(fill, wanted))
+        else:
+            for shard in wanted:
+                fill(shard)
+        self.reads.add(rows_given=len(ids))
         return out, known
 
     def _locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -243,50 +289,87 @@ class ShardSet:
 
 
 @functools.lru_cache(8)
-def open_set(root: str, split: str, fingerprint: str) -> ShardSet:
+def open_set(root: Folder, split: str, fingerprint: str) -> ShardSet:
     """A split kept open for the life of the process (Ray's workers read many units of one set)."""
     shards = ShardSet(root, split)
     if shards.fingerprint != fingerprint:
         raise UserError(
-            f"the prepared set {root!r} changed: its fingerprint was {fingerprint}, is {shards.fingerprint}"
+            f"the prepared set {str(root)!r} changed: its fingerprint was {fingerprint}, is {shards.fingerprint}"
         )
     return shards
 
 
-def check_sizes(root: Path, shards: list[Shard]) -> None:
+def check_sizes(root: Place, shards: list[Shard]) -> None:
     """UserError unless every shard is there with its recorded size. Cheap: reads nothing."""
+    folder = Folder(root)
+    # In S3 one answer lists a thousand files.
+    listed = (
+        {}
+        if not folder.remote
+        else {
+            path: entry.size
+            for top in {shard.path.split("/")[0] for shard in shards}
+            for path, entry in folder.list(top).items()
+        }
+    )
     for shard in shards:
         try:
-            size = os.stat(root / shard.path).st_size
+            size = listed.get(shard.path) if folder.remote else folder.size(shard.path)
         except OSError as error:
-            raise UserError(
-                f"shard {shard.path!r} of the prepared set {str(root)!r} is missing: {error.strerror}"
-            ) from error
+            raise _missing(root, shard, error.strerror) from error
+        if size is None:
+            raise _missing(root, shard)
         if size != shard.bytes:
             raise _damaged(root, shard, f"it has {size} bytes, the manifest says {shard.bytes}")
 
 
-def is_sound(root: Path, shard: Shard) -> bool:
-    """Does the shard on disk have the recorded sha256? Reads all of it."""
+def is_sound(root: Place, shard: Shard) -> bool:
+    """Is the shard the recorded one? On this machine all of it is read, for a crash may have torn it.
+
+    In S3, where a shard was read back when it was written, its size and its footer decide, which holds the checksums.
+    """
+    folder = Folder(root)
+    if not folder.remote:
+        return _has_sha256(folder, shard)
     try:
-        with open(root / shard.path, "rb") as file:
+        return (
+            folder.size(shard.path) == shard.bytes
+            and hashlib.sha256(_read_footer(folder, shard)).hexdigest() == shard.footer
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _has_sha256(folder: Folder, shard: Shard) -> bool:
+    try:
+        if folder.remote:
+            return hashlib.sha256(folder.read(shard.path)).hexdigest() == shard.sha256
+        with open(folder.path(shard.path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except OSError:
         return False
 
 
-def verify(root: str | Path) -> Manifest:
-    """Read every shard of a prepared set and compare its sha256; UserError names the first that differs."""
+def verify(root: Place, advance: Callable[[int], object] = lambda _: None) -> Manifest:
+    """Read every shard of a prepared set and compare its sha256; UserError names the first that differs.
+
+    advance: told of the bytes of each shard that is found sound.
+    """
     manifest = Manifest.load(root)
     for split in manifest.splits.values():
-        check_sizes(Path(root), split.shards)
+        check_sizes(root, split.shards)
         for shard in split.shards:
-            if not is_sound(Path(root), shard):
-                raise _damaged(Path(root), shard, "its sha256 is not the recorded one")
+            if not _has_sha256(Folder(root), shard):
+                raise _damaged(root, shard, "its sha256 is not the recorded one")
+            advance(shard.bytes)
     return manifest
 
 
-def _damaged(root: Path, shard: Shard, how: str) -> UserError:
+def _missing(root: Place, shard: Shard, why: str | None = None) -> UserError:
+    return UserError(f"shard {shard.path!r} of the prepared set {str(root)!r} is missing" + (f": {why}" if why else ""))
+
+
+def _damaged(root: Place, shard: Shard, how: str) -> UserError:
     return UserError(
         f"shard {shard.path!r} of the prepared set {str(root)!r} is damaged: {how}. "
         "Remove it and prepare the set again: sound shards are kept"
