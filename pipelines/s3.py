@@ -132,20 +132,18 @@ class Bucket:
 
     async def _put(self, key: str, data: bytes) -> None:
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-
-        async def write(client: Any) -> None:
+        for _ in range(self.retries.attempts):
             # The server refuses a body that is not the one that the checksum is of.
-            await client.put_object(Bucket=self.name, Key=key, Body=data, ContentMD5=md5)
-            facts = await client.head_object(Bucket=self.name, Key=key)
-            if facts["ContentLength"] != len(data):
-                raise _Passing(f"{facts['ContentLength']} bytes were stored instead of {len(data)}")
-            if len(data) <= _READ_BACK_BYTES:
-                answer = await client.get_object(Bucket=self.name, Key=key)
-                async with answer["Body"] as body:
-                    if await body.read() != data:
-                        raise _Passing("other bytes were read back than were written")
-
-        await self._attempts(key, write)
+            await self._attempts(
+                key, lambda client: client.put_object(Bucket=self.name, Key=key, Body=data, ContentMD5=md5)
+            )
+            if len(data) > _READ_BACK_BYTES:
+                facts = await self._attempts(key, lambda client: client.head_object(Bucket=self.name, Key=key))
+                if facts["ContentLength"] == len(data):
+                    return
+            elif await self._get(key, None) == data:
+                return
+        raise UserError(f"s3://{self.name}/{key}: what is read back is not what was written; do others write there?")
 
     async def _attempts(self, key: str, call: Callable[[Any], Awaitable[T]]) -> T:
         url, connection = f"s3://{self.name}/{key}", _connection(self.retries.timeout, _environment())

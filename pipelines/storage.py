@@ -169,7 +169,10 @@ class Folder:
         for folder, _, names in os.walk(self.path(below)):
             for name in names:
                 full = os.path.join(folder, name)
-                facts = os.stat(full)
+                try:
+                    facts = os.stat(full)
+                except FileNotFoundError:  # somebody's temporary file
+                    continue
                 entries[os.path.relpath(full, self.url)] = Entry(facts.st_size, facts.st_mtime)
         return dict(sorted(entries.items()))
 
