@@ -115,6 +115,8 @@ class Manifest(_Record):
             raise UserError(
                 f"{str(root)!r} is not a prepared set: it has no {MANIFEST} (unfinished or wrong path)"
             ) from error
+        except UserError:  # the storage does not answer
+            raise
         except (OSError, ValueError) as error:
             raise _damaged_manifest(file, f"it cannot be read: {error}") from error
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:

@@ -186,6 +186,8 @@ def _reading(root: Place, shard: Shard) -> Iterator[None]:
     """Turns what pyarrow raises about a bad file into a message that names it."""
     try:
         yield
+    except UserError:  # which is a ValueError: a server that does not answer is no damage
+        raise
     except FileNotFoundError as error:
         raise _missing(root, shard) from error
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -336,6 +338,8 @@ def is_sound(root: Place, shard: Shard) -> bool:
             folder.size(shard.path) == shard.bytes
             and hashlib.sha256(_read_footer(folder, shard)).hexdigest() == shard.footer
         )
+    except UserError:
+        raise
     except (OSError, ValueError):
         return False
 
