@@ -43,6 +43,18 @@ class Split(_Record):
     rows: int
     shards: list[Shard]
 
+    @classmethod
+    def joined(cls, parts: "list[Split]") -> "Split":
+        """The split that has the shards of others, one after the other."""
+        return cls(
+            documents=sum(part.documents for part in parts),
+            characters=sum(part.characters for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            dropped_tokens=sum(part.dropped_tokens for part in parts),
+            rows=sum(part.rows for part in parts),
+            shards=[shard for part in parts for shard in part.shards],
+        )
+
 
 class SourceFacts(_Record):
     """What the set was made from."""

@@ -163,7 +163,7 @@ def _part_task(row: dict[str, Any], *, config: DataConfig, whole: Whole, digest:
 def _manifest(
     config: DataConfig, source: Source, whole: Whole, words: Vocabulary, root: Folder, records: list[PartRecord]
 ) -> Manifest:
-    splits = {name: _join([record.splits[name] for record in records]) for name in SPLITS}
+    splits = {name: Split.joined([record.splits[name] for record in records]) for name in SPLITS}
     train = splits["train"]
     if not train.rows and config.has_images:
         others = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
@@ -199,17 +199,6 @@ def _manifest(
         fingerprint="",
     )
     return manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
-
-
-def _join(parts: list[Split]) -> Split:
-    return Split(
-        documents=sum(part.documents for part in parts),
-        characters=sum(part.characters for part in parts),
-        tokens=sum(part.tokens for part in parts),
-        dropped_tokens=sum(part.dropped_tokens for part in parts),
-        rows=sum(part.rows for part in parts),
-        shards=[shard for part in parts for shard in part.shards],
-    )
 
 
 def _ngrams(root: Folder, train: Split, size: int) -> NGrams | None:

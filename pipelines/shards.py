@@ -96,6 +96,15 @@ def read_shard(root: Place, shard: Shard) -> np.ndarray:
         return file.read(np.arange(file.groups))[0]
 
 
+def read_bytes(root: Place, shard: Shard) -> bytes:
+    """The file of a shard, compared with its sha256; UserError if it is missing or damaged."""
+    with _reading(root, shard):
+        data = Folder(root).read(shard.path)
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise ValueError("its sha256 is not the recorded one")
+        return data
+
+
 @dataclass
 class Reads:
     """What was read of shards, and what for. Footers, which stay in memory, are left out."""
