@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from md4.errors import UserError
+from orchestration import data_cli
 
 app = typer.Typer(
     help="Masked diffusion on discrete data: prepare, train, evaluate, sample, serve.",
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_cli.app, name="data")
 _console = Console(highlight=False, soft_wrap=True)
 
 Preset = Annotated[str, typer.Argument(help="name of a preset, or a .yaml file")]
@@ -107,7 +109,10 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="another prepared set; with --zero-shot, the folder that its files lie below")
+        str | None,
+        typer.Option(
+            help="another prepared set, a path or s3://...; with --zero-shot, the folder that its files lie below"
+        ),
     ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="of zero-shot sets: md4 (default) or mdlm; never mix them")

@@ -21,6 +21,7 @@ from pipelines.config import prepared_path
 from pipelines.evaluate import evaluate
 from pipelines.reports import LikelihoodReport, Provenance, write
 from pipelines.shards import ShardSet
+from pipelines.storage import Folder, Place
 from pipelines.vocabularies import BytePairs, Vocabulary, vocabulary
 
 
@@ -39,7 +40,9 @@ class ZeroShot:
 class Evaluation:
     """What to estimate, and how. None: as the run's configuration says, or the natural choice."""
 
-    data: Path | None = None  # a prepared set; with zero_shot, the folder that the files of its sets lie below
+    data: str | Path | None = (
+        None  # a prepared set, perhaps in S3; with zero_shot, the folder that the files of its sets lie below
+    )
     split: str | None = None
     rows: int | None = None
     draws: int | None = None
@@ -60,7 +63,7 @@ class Subject:
     length: int
     vocabulary: Vocabulary | None
     provenance: Provenance
-    data: Callable[[], Path] | None = None  # where the prepared set is that it was trained on
+    data: Callable[[], Place] | None = None  # where the prepared set is that it was trained on
     defaults: EvaluationConfig = field(default_factory=lambda: EvaluationConfig.model_validate({}))
 
 
@@ -155,6 +158,9 @@ def _zero_shot_sets(subject: Subject, wanted: Evaluation, chosen: ZeroShot) -> I
         raise UserError("--zero-shot needs --data FOLDER, where the files of the data sets are")
     if not chosen.names:
         raise UserError(f"--zero-shot names no data set; known are {', '.join(zero_shot.DATA_SETS)}")
+    if Folder(wanted.data).remote:
+        raise UserError(f"--data {wanted.data}: the files of zero-shot sets must lie on this machine")
+    folder = Path(wanted.data)
     rule = zero_shot.protocol(chosen.protocol, subject.length, chosen.stride, chosen.separate)
     words = subject.vocabulary
     if words is None:
@@ -164,8 +170,8 @@ def _zero_shot_sets(subject: Subject, wanted: Evaluation, chosen: ZeroShot) -> I
             raise UserError(f"--tokenizer is about {BytePairs.name}; the model's vocabulary is {words.name}")
         words = BytePairs(chosen.tokenizer)
     for name in chosen.names:  # a mistyped or absent one is named before hours are spent on the others
-        zero_shot.find(name, wanted.data, wanted.split)
+        zero_shot.find(name, folder, wanted.split)
     for name in chosen.names:
         # GenMD4's bound is known for whole windows only.
         drop_short = isinstance(subject.model, GenMD4)
-        yield zero_shot.load(name, wanted.data, words, rule, subject.length, wanted.split, drop_short)
+        yield zero_shot.load(name, folder, words, rule, subject.length, wanted.split, drop_short)

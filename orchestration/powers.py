@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from md4.errors import UserError
-from pipelines.shards import write_atomically
+from pipelines.storage import write_atomically
 from pipelines.vocabularies import Vocabulary
 
 Names = Callable[[int], str]  # of a token

@@ -20,6 +20,7 @@ from orchestration.runs import Run
 from pipelines.config import check as check_corpus
 from pipelines.prepare import prepare
 from pipelines.shards import ShardSet
+from pipelines.storage import Folder, Place
 
 Report = Callable[[str], None]
 
@@ -96,7 +97,7 @@ def _use_gpu(config: Config) -> bool:
     return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
 
 
-def _fit(config: Config, run: Run, data: Path) -> dict[str, Any]:
+def _fit(config: Config, run: Run, data: Place) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
@@ -107,7 +108,7 @@ def _fit(config: Config, run: Run, data: Path) -> dict[str, Any]:
         train_loop_config={
             # Workers run in a folder of Ray's, so paths must not depend on the current one.
             "config": {**config.model_dump(mode="json"), "runs": str(Path(config.runs).resolve())},
-            "data": str(data.resolve()),
+            "data": str(Folder(data).absolute()),
         },
         scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=_use_gpu(config)),
         run_config=RunConfig(

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -33,6 +32,7 @@ from orchestration.tracking import Trackers
 from orchestration.zero import EngineState, initialize
 from pipelines.order import Order
 from pipelines.shards import ShardSet
+from pipelines.storage import Folder
 from pipelines.stream import batches
 
 
@@ -51,7 +51,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Entry point of each Ray Train worker.
 
     Args:
-        job: `config` (a plain tree) and `data` (path of the prepared data set).
+        job: `config` (a plain tree) and `data` (path or url of the prepared data set).
 
     Returns:
         `{"step": last step}`, or `{"error": message}` when going on makes no sense and a restart would not help.
@@ -59,7 +59,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     config = validate(job["config"])
     torch.set_num_threads(config.train.threads)
     try:
-        return {"step": _Training(config, Path(job["data"])).fit()}
+        return {"step": _Training(config, Folder(job["data"])).fit()}
     except Diverged as error:
         return {"error": str(error)}
 
@@ -71,7 +71,7 @@ class Diverged(Exception):
 class _Training:
     """One worker's part of a run, from the newest sound checkpoint to the last step."""
 
-    def __init__(self, config: Config, data: Path):
+    def __init__(self, config: Config, data: Folder):
         import deepspeed.ops
         from deepspeed import init_distributed
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from md4.errors import UserError
 from pipelines import images, sources
 from pipelines.manifest import MANIFEST
+from pipelines.storage import Folder, location
 from pipelines.units import Source
 from pipelines.vocabularies import Vocabulary, vocabulary
 
@@ -75,7 +76,9 @@ class DataConfig(BaseModel):
     rows_per_shard: int = Field(
         default=4096, ge=1, description="rows of a parquet file at most; a multiple of rows_per_group"
     )
-    directory: str = Field(default="data", description="folder that the prepared set is put into")
+    directory: str = Field(
+        default="data", description="folder that the prepared set is put into: a path, or s3://bucket/prefix"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -171,14 +174,14 @@ def config_digest(config: DataConfig, source: Source) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def prepared_path(config: DataConfig) -> Path:
+def prepared_path(config: DataConfig) -> Path | Folder:
     """The folder of the prepared set of this configuration, whether or not it exists."""
     source = open_source(config)
     name = f"{source.label}-{config.vocabulary}-{config.length}-{config_digest(config, source)[:8]}"
-    return Path(config.directory, name)
+    return location(config.directory) / name
 
 
 def check(config: DataConfig) -> None:
     """UserError if there is neither a prepared set nor a corpus to make it from. Needs no Ray, reads no text."""
-    if not (prepared_path(config) / MANIFEST).exists():
+    if not Folder(prepared_path(config)).exists(MANIFEST):
         open_source(config).list_units(config.part_bytes)

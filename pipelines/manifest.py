@@ -5,12 +5,12 @@ The folder around it, and the shards that it tells of, are described in `pipelin
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from md4.errors import UserError
+from pipelines.storage import Folder, Place
 
 FORMAT = "md4-token-shards"
 VERSION = 1
@@ -42,6 +42,18 @@ class Split(_Record):
     dropped_tokens: int  # ends of parts, too short for a row
     rows: int
     shards: list[Shard]
+
+    @classmethod
+    def joined(cls, parts: "list[Split]") -> "Split":
+        """The split that has the shards of others, one after the other."""
+        return cls(
+            documents=sum(part.documents for part in parts),
+            characters=sum(part.characters for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            dropped_tokens=sum(part.dropped_tokens for part in parts),
+            rows=sum(part.rows for part in parts),
+            shards=[shard for part in parts for shard in part.shards],
+        )
 
 
 class SourceFacts(_Record):
@@ -106,22 +118,24 @@ class Manifest(_Record):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @classmethod
-    def load(cls, root: str | Path) -> "Manifest":
+    def load(cls, root: Place) -> "Manifest":
         """The manifest of the prepared set at `root`; UserError if there is none or it cannot be trusted."""
-        file = Path(root, MANIFEST)
+        file = Folder(root).path(MANIFEST)
         try:
-            raw = json.loads(file.read_bytes())
+            raw = json.loads(Folder(root).read(MANIFEST))
         except FileNotFoundError as error:
             raise UserError(
                 f"{str(root)!r} is not a prepared set: it has no {MANIFEST} (unfinished or wrong path)"
             ) from error
+        except UserError:  # the storage does not answer
+            raise
         except (OSError, ValueError) as error:
             raise _damaged_manifest(file, f"it cannot be read: {error}") from error
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            raise UserError(f"{str(file)!r} is not the manifest of a prepared set: its format is not {FORMAT!r}")
+            raise UserError(f"{file!r} is not the manifest of a prepared set: its format is not {FORMAT!r}")
         if isinstance(raw.get("version"), int) and raw["version"] > VERSION:
             raise UserError(
-                f"{str(file)!r} has format version {raw['version']}, this program reads up to {VERSION}: update it"
+                f"{file!r} has format version {raw['version']}, this program reads up to {VERSION}: update it"
             )
         try:
             manifest = cls.model_validate(raw)
@@ -133,7 +147,7 @@ class Manifest(_Record):
         return manifest
 
 
-def _damaged_manifest(file: Path, how: str) -> UserError:
+def _damaged_manifest(file: str, how: str) -> UserError:
     return UserError(
-        f"the manifest {str(file)!r} is damaged: {how}. Remove it and prepare the set again: sound shards are kept"
+        f"the manifest {file!r} is damaged: {how}. Remove it and prepare the set again: sound shards are kept"
     )

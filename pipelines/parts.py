@@ -10,7 +10,6 @@ record `parts/00007.json` of what they did. A part whose units and shards are as
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +18,7 @@ from md4.errors import UserError
 from pipelines import images, shards, sources
 from pipelines.config import DataConfig
 from pipelines.manifest import SPLITS, Shard, Split
+from pipelines.storage import Folder
 from pipelines.units import Unit
 from pipelines.vocabularies import Vocabulary
 
@@ -89,7 +89,7 @@ def _source_sha256(unit: Unit) -> str:
     return hashlib.sha256(sources.read_piece(unit)).hexdigest()
 
 
-def prepare_part(root: Path, number: int, digest: str, units: list[Unit], config: DataConfig, whole: Whole) -> bool:
+def prepare_part(root: Folder, number: int, digest: str, units: list[Unit], config: DataConfig, whole: Whole) -> bool:
     """Prepare part `number`, unless that is done already, and say whether it was.
 
     Args:
@@ -102,11 +102,11 @@ def prepare_part(root: Path, number: int, digest: str, units: list[Unit], config
         return True
     prepare_units = _prepare_images if config.has_images else _prepare_text
     record = prepare_units(root, number, digest, units, config, whole)
-    shards.write_atomically(record_file(root, number), record.model_dump_json(indent=1).encode() + b"\n")
+    root.write(record_file(number), record.model_dump_json(indent=1).encode() + b"\n")
     return False
 
 
-def _is_done(root: Path, number: int, digest: str, part: list[Unit]) -> bool:
+def _is_done(root: Folder, number: int, digest: str, part: list[Unit]) -> bool:
     record = load_record(root, number)
     return (
         record is not None
@@ -116,15 +116,15 @@ def _is_done(root: Path, number: int, digest: str, part: list[Unit]) -> bool:
     )
 
 
-def record_file(root: Path, number: int) -> Path:
+def record_file(number: int) -> str:
     """Where the record of a part lies in the folder of a prepared set."""
-    return root / "parts" / f"{number:05d}.json"
+    return f"parts/{number:05d}.json"
 
 
-def load_record(root: Path, number: int) -> PartRecord | None:
+def load_record(root: Folder, number: int) -> PartRecord | None:
     """The record of a part; None if there is none that can be trusted."""
     try:
-        return PartRecord.model_validate_json(record_file(root, number).read_bytes())
+        return PartRecord.model_validate_json(root.read(record_file(number)))
     except (OSError, ValidationError):
         return None
 
@@ -132,7 +132,7 @@ def load_record(root: Path, number: int) -> PartRecord | None:
 # -- text ------------------------------------------------------------------------------------------------------------
 
 
-def _prepare_text(root: Path, number: int, digest: str, part: list[Unit], config: DataConfig, _: Whole) -> PartRecord:
+def _prepare_text(root: Folder, number: int, digest: str, part: list[Unit], config: DataConfig, _: Whole) -> PartRecord:
     words = config.tokens
     readings = [sources.read(unit) for unit in part]
     texts: dict[str, list[tuple[bytes, str]]] = {name: [] for name in SPLITS}
@@ -190,7 +190,7 @@ def cut(text: str, most: int) -> list[str]:
 
 
 def _prepare_images(
-    root: Path, number: int, digest: str, part: list[Unit], config: DataConfig, whole: Whole
+    root: Folder, number: int, digest: str, part: list[Unit], config: DataConfig, whole: Whole
 ) -> PartRecord:
     recipe = config.recipe()
     readings = [images.read(unit, recipe, whole.class_names) for unit in part]
@@ -247,7 +247,7 @@ def summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _write_shards(
-    root: Path, split: str, number: int, rows: np.ndarray, config: DataConfig, labels: np.ndarray | None = None
+    root: Folder, split: str, number: int, rows: np.ndarray, config: DataConfig, labels: np.ndarray | None = None
 ) -> list[Shard]:
     most, group = config.rows_per_shard, config.rows_per_group
     written = []

@@ -31,13 +31,14 @@ from pipelines.parts import (
     same_corpus,
     summed,
 )
+from pipelines.storage import Folder, location
 from pipelines.units import Source, Unit
 from pipelines.vocabularies import Vocabulary
 
 _STALE_SECONDS = 3600.0  # temporary files older than this have no process that still writes them
 
 
-def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path:
+def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path | Folder:
     """Prepare the corpus, or what is missing of it, and return the folder of the prepared set. Ray must be running.
 
     A finished set is returned at once after a look at its files and at the corpus. UserError for a corpus that is
@@ -45,9 +46,9 @@ def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path:
     """
     source = open_source(config)
     words = config.tokens
-    root = prepared_path(config)
+    root = Folder(prepared_path(config))
     if _is_finished(config, source, root, report):
-        return root
+        return location(str(root))
 
     units = source.list_units(config.part_bytes)
     parts = deal(units, config.part_bytes)
@@ -61,17 +62,17 @@ def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path:
         report(f"data: {reused} of {len(parts)} parts were ready from before")
     records = [record for number in range(len(parts)) if (record := load_record(root, number))]
     if len(records) < len(parts):
-        raise RuntimeError(f"{len(parts) - len(records)} records of parts disappeared from {str(root / 'parts')!r}")
+        raise RuntimeError(f"{len(parts) - len(records)} records of parts disappeared from {root.path('parts')!r}")
     manifest = _manifest(config, source, whole, words, root, records)
     _remove_leftovers(root, manifest, len(parts))
-    shards.write_atomically(root / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+    root.write(MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
     rows = ", ".join(f"{name} {split.rows:,} rows" for name, split in manifest.splits.items())
     if manifest.pixels and manifest.pixels.converted:
         report(f"data: converted images: {_counted(manifest.pixels.converted)}")
     if manifest.pixels and manifest.pixels.rejected:
         report(f"data: left out images: {_counted(manifest.pixels.rejected)}; some are named in {MANIFEST}")
     report(f"data: ready in {time.monotonic() - started:.1f} s: {rows} of {config.length} tokens in {root}")
-    return root
+    return location(str(root))
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -81,9 +82,9 @@ def _counted(counts: dict[str, int]) -> str:
 # -- finished or not -------------------------------------------------------------------------------------------------
 
 
-def _is_finished(config: DataConfig, source: Source, root: Path, report: Callable[[str], None]) -> bool:
+def _is_finished(config: DataConfig, source: Source, root: Folder, report: Callable[[str], None]) -> bool:
     """Is there a manifest, are its shards there, and is the corpus the one it was made from?"""
-    if not (root / MANIFEST).exists():
+    if not root.exists(MANIFEST):
         return False
     manifest = Manifest.load(root)
     try:
@@ -114,14 +115,14 @@ def _is_finished(config: DataConfig, source: Source, root: Path, report: Callabl
 # -- the Ray Data job ------------------------------------------------------------------------------------------------
 
 
-def _run_parts(config: DataConfig, whole: Whole, digest: str, root: Path, parts: list[list[Unit]]) -> int:
+def _run_parts(config: DataConfig, whole: Whole, digest: str, root: Folder, parts: list[list[Unit]]) -> int:
     """Have every part prepared, and return how many of them were ready before. UserError as soon as one has failed."""
     # Imported where Ray is needed: reading a configuration should not take a second longer.
     import ray.data
 
     from pipelines.ray_data import quiet
 
-    work = functools.partial(_part_task, config=config, whole=whole, digest=digest, root=str(root.absolute()))
+    work = functools.partial(_part_task, config=config, whole=whole, digest=digest, root=root.absolute())
     # A task gets the units of its own part only: a set of images may have a million of them.
     items = [{"part": number, "units": pickle.dumps(part)} for number, part in enumerate(parts)]
     dataset = ray.data.from_items(items, override_num_blocks=len(parts))
@@ -146,11 +147,11 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda amount: progress.advance(task, amount)
 
 
-def _part_task(row: dict[str, Any], *, config: DataConfig, whole: Whole, digest: str, root: str) -> dict[str, Any]:
+def _part_task(row: dict[str, Any], *, config: DataConfig, whole: Whole, digest: str, root: Folder) -> dict[str, Any]:
     """Prepare one part unless that is done. A user's mistake comes back as text: it is not the task that failed."""
     number, units = int(row["part"]), pickle.loads(row["units"])
     try:
-        ready = prepare_part(Path(root), number, digest, units, config, whole)
+        ready = prepare_part(root, number, digest, units, config, whole)
     except UserError as error:
         return {"part": number, "error": str(error), "ready": False}
     return {"part": number, "error": "", "ready": ready}
@@ -160,9 +161,9 @@ def _part_task(row: dict[str, Any], *, config: DataConfig, whole: Whole, digest:
 
 
 def _manifest(
-    config: DataConfig, source: Source, whole: Whole, words: Vocabulary, root: Path, records: list[PartRecord]
+    config: DataConfig, source: Source, whole: Whole, words: Vocabulary, root: Folder, records: list[PartRecord]
 ) -> Manifest:
-    splits = {name: _join([record.splits[name] for record in records]) for name in SPLITS}
+    splits = {name: Split.joined([record.splits[name] for record in records]) for name in SPLITS}
     train = splits["train"]
     if not train.rows and config.has_images:
         others = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
@@ -200,18 +201,7 @@ def _manifest(
     return manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
 
 
-def _join(parts: list[Split]) -> Split:
-    return Split(
-        documents=sum(part.documents for part in parts),
-        characters=sum(part.characters for part in parts),
-        tokens=sum(part.tokens for part in parts),
-        dropped_tokens=sum(part.dropped_tokens for part in parts),
-        rows=sum(part.rows for part in parts),
-        shards=[shard for part in parts for shard in part.shards],
-    )
-
-
-def _ngrams(root: Path, train: Split, size: int) -> NGrams | None:
+def _ngrams(root: Folder, train: Split, size: int) -> NGrams | None:
     if size > ngrams.LARGEST_VOCABULARY:
         return None
     blocks = (shards.read_shard(root, shard) for shard in train.shards)
@@ -219,7 +209,7 @@ def _ngrams(root: Path, train: Split, size: int) -> NGrams | None:
 
 
 def _pixel_facts(
-    config: DataConfig, whole: Whole, root: Path, train: Split, records: list[ImageRecord]
+    config: DataConfig, whole: Whole, root: Folder, train: Split, records: list[ImageRecord]
 ) -> PixelFacts | None:
     """What the manifest says of images. UserError if labels are missing in some parts, or are more than classes."""
     if config.shape is None or config.levels is None:
@@ -247,14 +237,14 @@ def _pixel_facts(
     )
 
 
-def _remove_leftovers(root: Path, manifest: Manifest, parts: int) -> None:
+def _remove_leftovers(root: Folder, manifest: Manifest, parts: int) -> None:
     """Delete what interrupted attempts left, perhaps on a corpus that has changed since, and the set does not need."""
-    needed = {root / shard.path for split in manifest.splits.values() for shard in split.shards}
-    needed |= {record_file(root, number) for number in range(parts)}
+    needed = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    needed |= {record_file(number) for number in range(parts)}
     for folder in (*SPLITS, "parts"):
-        for file in (root / folder).glob("*"):
+        for file, entry in root.list(folder).items():
             # Another process may be at work here too, making the same files: leave those that it is writing.
-            if file.suffix == ".tmp" and time.time() - file.stat().st_mtime < _STALE_SECONDS:
+            if file.endswith(".tmp") and time.time() - entry.written < _STALE_SECONDS:
                 continue
             if file not in needed:
-                file.unlink(missing_ok=True)
+                root.remove(file)

@@ -12,6 +12,7 @@ from ray.data.block import Block, BlockAccessor
 
 from md4.errors import UserError
 from pipelines.shards import open_set
+from pipelines.storage import Folder
 
 
 def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -25,7 +26,7 @@ def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
     return dataset
 
 
-def read_unit(root: str, split: str, fingerprint: str, start: int, rows: np.ndarray) -> Iterator[Block]:
+def read_unit(root: Folder, split: str, fingerprint: str, start: int, rows: np.ndarray) -> Iterator[Block]:
     """One block with the rows `[steps, n]` of the steps from `start` on: columns `step`, `row`, `tokens [L]`.
 
     And `label`, where the set has labels.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.shards import write_atomically
+from pipelines.storage import write_atomically
 
 
 class Provenance(BaseModel):

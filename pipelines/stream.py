@@ -17,7 +17,6 @@ import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -30,6 +29,7 @@ from md4.errors import UserError
 from pipelines.order import Order, share
 from pipelines.ray_data import quiet, read_unit
 from pipelines.shards import ShardSet
+from pipelines.storage import Place
 
 _Block = dict[str, np.ndarray]  # columns of examples
 # Windows are joined until a unit has this many bytes of tokens, or steps: a task has costs of its own.
@@ -49,7 +49,7 @@ class Batch:
 
 
 def batches(
-    path: str | Path,
+    path: Place,
     split: str,
     order: Order,
     start: int,
@@ -199,7 +199,7 @@ class _Plan(Datasource):
     def __init__(self, shards: ShardSet, units: list[_Unit]):
         super().__init__()
         self._units = units
-        self._read = functools.partial(read_unit, str(shards.root.absolute()), shards.split, shards.fingerprint)
+        self._read = functools.partial(read_unit, shards.root.absolute(), shards.split, shards.fingerprint)
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None

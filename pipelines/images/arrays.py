@@ -44,6 +44,7 @@ def digits_records(unit: Unit) -> Iterator[Record]:
 
 # -- idx: MNIST and its relatives ------------------------------------------------------------------------------------
 
+_GZIP_RATIO = 1100  # more is never packed into a byte
 _IDX_IMAGES = re.compile(r"images[-.]idx[34]-ubyte(\.gz)?$")
 
 
@@ -94,6 +95,8 @@ def _idx_header(path: Path) -> tuple[int, ...]:
     shape = struct.unpack(f">{dimensions}I", sizes)
     if dimensions > 1 and 0 in shape[1:]:
         raise UserError(f"{str(path)!r} says that its images are {' x '.join(map(str, shape[1:]))}")
+    if math.prod(shape) > status(path).st_size * (_GZIP_RATIO if path.suffix == ".gz" else 1):
+        raise UserError(f"{str(path)!r} is truncated: its header promises {' x '.join(map(str, shape))} bytes")
     return shape
 
 

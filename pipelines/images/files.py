@@ -1,34 +1,18 @@
-"""Images that lie there as image files, each to be decoded: folders, webdataset's tars, parquet."""
+"""Images that lie there as image files, each to be decoded: folders and parquet."""
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from md4.errors import UserError
-from pipelines.images.records import NO_LABEL, SPLIT_NAMES, Record, opened, split_in_name
-from pipelines.units import Unit, pieces, status, walk
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-
-
-def _files(root: Path, suffixes: tuple[str, ...], what: str) -> list[tuple[str, Path, str | None]]:
-    """The file `root`, or those below it, as (name, path, the split that it belongs to)."""
-    if not root.is_dir():
-        return [(root.name, root, None)]
-    found = [(name, file, split_in_name(name)) for name, file in walk(root, suffixes)]
-    if not found:
-        raise UserError(f"no {what} in {str(root)!r}: a folder must hold files ending in {' or '.join(suffixes)}")
-    return found
-
+from pipelines.images.records import IMAGE_SUFFIXES, NO_LABEL, SPLIT_NAMES, Record, checked, files_below, opened
+from pipelines.units import Unit, status, walk
 
 # -- folders of images -----------------------------------------------------------------------------------------------
 
@@ -72,56 +56,12 @@ def folder_classes(units: list[Unit]) -> list[str] | None:
 
 def folder_records(unit: Unit, classes: list[str] | None) -> Iterator[Record]:
     """The one image of a file; its label is the place of its folder in `classes`."""
-    with opened(unit.file) as file:
-        data = file.read()
+    data = checked(unit.size)
+    if data is None:
+        with opened(unit.file) as file:
+            data = file.read()
     name = _class_folder(unit)
     yield Record(unit.file, data, classes.index(name) if classes and name else None)
-
-
-# -- webdataset ------------------------------------------------------------------------------------------------------
-
-
-def list_tars(root: Path) -> list[Unit]:
-    """A unit for each tar; UserError if there are none."""
-    units = []
-    for name, file, split in _files(root, TAR_SUFFIXES, "tar"):
-        units += pieces("webdataset", name, file, piece=2**62, split=split)
-    if not units:
-        raise UserError(f"the tars in {str(root)!r} are empty")
-    return units
-
-
-def tar_records(unit: Unit) -> Iterator[Record]:
-    """The samples of a tar; UserError for one without an image or with a label that is no number."""
-    import tarfile
-
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
-
-    suffixes = {suffix[1:] for suffix in IMAGE_SUFFIXES}
-    try:
-        with open(unit.file, "rb") as file:
-            members = ({**member, "__url__": unit.file} for member in tar_file_iterator(file))  # type: ignore[arg-type]
-            for sample in group_by_keys(members):
-                name = f"{unit.file}: {sample['__key__']}"
-                key = next((key for key in sample if key.rpartition(".")[2] in suffixes), None)
-                if key is None:
-                    fields = ", ".join(key for key in sample if not key.startswith("__")) or "none"
-                    raise UserError(f"sample {name!r} has no image: its fields are {fields}")
-                yield Record(f"{name}.{key}", sample[key], _sample_label(name, sample))
-    except OSError as error:
-        raise UserError(f"cannot read {unit.file!r}: {error.strerror or error}") from error
-    except (tarfile.TarError, ValueError, EOFError, zlib.error) as error:
-        raise UserError(f"{unit.file!r} is not a sound tar: {error.args[0] if error.args else error}") from error
-
-
-def _sample_label(name: str, sample: dict[str, Any]) -> int | None:
-    try:
-        if "cls" in sample:
-            return int(sample["cls"])
-        facts = json.loads(sample.get("json", b"{}"))
-        return int(facts["label"]) if isinstance(facts, dict) and "label" in facts else None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"sample {name!r}: its label is not a number ({error})") from error
 
 
 # -- parquet ---------------------------------------------------------------------------------------------------------
@@ -180,7 +120,7 @@ def _row_groups(file: pq.ParquetFile) -> list[int]:
 def list_parquet(root: Path, columns: Columns) -> list[Unit]:
     """A unit for each row group; UserError if there are none, or a file lacks the columns."""
     units = []
-    for name, path, split in _files(root, (".parquet",), "parquet files"):
+    for name, path, split in files_below(root, (".parquet",), "parquet files"):
         facts = status(path)
         with _parquet(str(path)) as file:
             columns.find(str(path), file.schema_arrow)
@@ -194,7 +134,7 @@ def list_parquet(root: Path, columns: Columns) -> list[Unit]:
 
 def parquet_classes(root: Path, columns: Columns) -> list[str] | None:
     """The names that the Hugging Face hub's metadata give the labels."""
-    _, path, _ = _files(root, (".parquet",), "parquet files")[0]
+    _, path, _ = files_below(root, (".parquet",), "parquet files")[0]
     with _parquet(str(path)) as file:
         schema = file.schema_arrow
     _, label = columns.find(str(path), schema)
@@ -217,4 +157,5 @@ def parquet_records(unit: Unit, columns: Columns) -> Iterator[Record]:
         content = value.as_py()
         content = content.get("bytes") if isinstance(content, dict) else content
         known = None if labels is None else NO_LABEL if labels[number] is None else labels[number]
-        yield Record(f"{unit.file}: row {first + number}", content or b"", known)
+        content = content or b""
+        yield Record(f"{unit.file}: row {first + number}", checked(len(content)) or content, known)

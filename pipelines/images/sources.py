@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from md4.errors import UserError
-from pipelines.images import arrays, files
-from pipelines.images.records import NO_LABEL, Record, opened
-from pipelines.images.tokens import Notes, Recipe, Rejected, decoded, pixels_of, quantised
+from pipelines.images import arrays, files, tars
+from pipelines.images.records import NO_LABEL, Record, Rejected, opened
+from pipelines.images.tokens import Notes, Recipe, decoded, pixels_of, quantised
 from pipelines.units import Source, Unit, label_of
 
 KINDS = ("digits", "idx", "cifar", "images", "webdataset", "image-parquet")
@@ -59,7 +59,7 @@ def open_source(
             lambda _: files.list_folder(existing()),
             lambda: files.folder_classes(files.list_folder(existing())),
         ),
-        "webdataset": (lambda _: files.list_tars(existing()), lambda: None),
+        "webdataset": (lambda _: tars.list_tars(existing()), lambda: None),
         "image-parquet": (
             lambda _: files.list_parquet(existing(), columns),
             lambda: files.parquet_classes(existing(), columns),
@@ -77,6 +77,8 @@ def read(unit: Unit, recipe: Recipe, classes: list[str] | None) -> Images:
     notes, rows, labels = Notes(), [], []
     for record in _records(unit, recipe, classes):
         try:
+            if isinstance(record.image, Rejected):
+                raise record.image
             rows.append(pixels_of(record.image, recipe, notes))
         except Rejected as error:
             if recipe.damaged == "refuse":
@@ -141,7 +143,7 @@ def _records(unit: Unit, recipe: Recipe, classes: list[str] | None) -> Iterator[
     if unit.kind == "images":
         return files.folder_records(unit, classes)
     if unit.kind == "webdataset":
-        return files.tar_records(unit)
+        return tars.tar_records(unit)
     return files.parquet_records(unit, files.Columns(recipe.image_column, recipe.label_column))
 
 

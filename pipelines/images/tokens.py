@@ -15,6 +15,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipelines.images.records import Rejected
+
+# Not whatever Pillow knows: some formats run other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
 
 def native_levels(kind: str) -> int:
     """Brightness levels that the images of a source have."""
@@ -41,14 +46,6 @@ class Notes:
     converted: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-
-
-class Rejected(Exception):
-    """One image that cannot be used: why, in general and in particular."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason = reason
 
 
 def pixels_of(image: bytes | np.ndarray, recipe: Recipe, notes: Notes) -> np.ndarray:
@@ -80,7 +77,7 @@ def decoded(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
+            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
             picture.load()
             return ImageOps.exif_transpose(picture)
     except Image.UnidentifiedImageError as error:

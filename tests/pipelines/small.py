@@ -1,11 +1,10 @@
 """Small prepared sets, written directly: what the tests of readers need, without a preparation."""
 
-from pathlib import Path
-
 import numpy as np
 
 from pipelines import shards
 from pipelines.manifest import FORMAT, MANIFEST, VERSION, Manifest, SourceFacts, Split
+from pipelines.storage import Folder, Place
 
 LENGTH, GROUP = 8, 10  # tokens of a row, rows of a row group
 
@@ -19,7 +18,7 @@ def some_rows(count: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
     return rows
 
 
-def write_set(root: Path, files: list[np.ndarray], rows_per_group: int, split: str = "train") -> Manifest:
+def write_set(root: Place, files: list[np.ndarray], rows_per_group: int, split: str = "train") -> Manifest:
     """A prepared set whose split `split` consists of these files of rows `[n, L]`."""
     written = [
         shards.write_shard(root, f"{split}/{number:05d}-0000.parquet", rows, rows_per_group)
@@ -49,7 +48,7 @@ def write_set(root: Path, files: list[np.ndarray], rows_per_group: int, split: s
         fingerprint="",
     )
     manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
-    shards.write_atomically(root / MANIFEST, manifest.model_dump_json().encode())
+    Folder(root).write(MANIFEST, manifest.model_dump_json().encode())
     return manifest
 
 

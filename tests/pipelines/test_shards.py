@@ -149,12 +149,3 @@ def test_a_shard_of_another_set(prepared, tmp_path):
 def test_an_unknown_split(prepared):
     with pytest.raises(UserError, match=r"unknown split 'valid' .* it has train"):
         ShardSet(prepared, "valid")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    file = tmp_path / "some" / "file"
-    shards.write_atomically(file, b"old")
-    with pytest.raises(TypeError):
-        shards.write_atomically(file, "text is not bytes")  # type: ignore[arg-type]
-    assert file.read_bytes() == b"old"
-    assert list(file.parent.iterdir()) == [file]
