@@ -277,6 +277,21 @@ def export(
     say(f"written: {path}; in Python: md4.load({str(path)!r}).sample(3)")
 
 
+data = typer.Typer(help="Look at prepared data, and at what runs consumed of them.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command()
+def audit(
+    run: RunFolder,
+    other: Annotated[Path | None, typer.Argument(help="folder of another run, to compare with")] = None,
+) -> None:
+    """Check which rows a run consumed, step by step: against its configuration and data, or another run."""
+    from orchestration import audit as audits
+
+    say(audits.audit(run) if other is None else audits.compare(run, other))
+
+
 def main() -> None:
     """Entry point of the console command."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed|ray)\b.*")

@@ -13,7 +13,7 @@ own epochs, each row once in each, at its own speed; and the position in the str
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ import numpy as np
 from md4.errors import UserError
 from pipelines.full_order import FullOrder
 from pipelines.order import Order
+from pipelines.quotas import CYCLE
 
-CYCLE = 1024
 _STRIDE = 633
 
 
@@ -72,7 +72,11 @@ class Mixture:
         """Everything that decides which row stands where, as JSON values."""
         sets = [
             {"order": "lanes" if isinstance(order, Order) else "full", "weight": weight}
-            | {name: getattr(order, name) for name in ("fingerprint", "rows", "group", "mixing") if hasattr(order, name)}
+            | {
+                name: getattr(order, name)
+                for name in ("fingerprint", "rows", "group", "mixing")
+                if hasattr(order, name)
+            }
             for order, weight in zip(self.orders, self.weights, strict=True)
         ]
         return {"seed": self.orders[0].seed, "batch_size": self.batch_size, "slices": self.slices, "sets": sets}
@@ -150,17 +154,3 @@ def _table(weights: tuple[int, ...], slices: int) -> _Table:
         before.append(np.cumsum(mine, axis=1) - mine)
         at.append(np.nonzero(mine)[1].reshape(slices, weight))
     return _Table(before, at)
-
-
-def quotas(weights: Sequence[float]) -> tuple[int, ...]:
-    """Integer weights that sum to 1024, by largest remainder. UserError for a positive weight that becomes 0."""
-    exact = np.array(weights) / sum(weights) * CYCLE
-    whole = np.floor(exact).astype(int)
-    whole[np.argsort(whole - exact, kind="stable")[: CYCLE - whole.sum()]] += 1
-    if 0 in whole:
-        small = weights[int(np.argmin(whole))]
-        raise UserError(
-            f"a weight of {small:g} out of {sum(weights):g} is too small: shares are multiples of 1/{CYCLE}, "
-            f"the least that counts is {sum(weights) / CYCLE / 2:.3g}"
-        )
-    return tuple(whole.tolist())

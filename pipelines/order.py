@@ -5,11 +5,11 @@ every one of the N rows exactly once. No row is dropped, whatever N modulo B is:
 epoch has rows of both.
 
 The B places of a step are cut into S *slices* of m = B/S, and a worker takes a run of slices. This file has the order
-for rows that are read by row groups (`pipelines.full_order`: for rows that are cheap to reach one by one). Rows are
-read from disk by row groups, so the order keeps workers apart: within an epoch the row groups are permuted and dealt out to S *lanes*,
-group g of the permuted line to lane g mod S, and slice i of a full step takes rows from lane i only. A lane is then
-permuted within *windows* of about `mixing` groups, so that a window is also a good unit of reading: a worker reads the
-groups of its own lanes, each once, and nobody else's.
+for rows that are read from disk by row groups (`pipelines.full_order`: for rows that are cheap to reach one by one).
+It keeps workers apart: within an epoch the row groups are permuted and dealt out to S *lanes*, group g of the permuted
+line to lane g mod S, and slice i of a full step takes rows from lane i only. A lane is then permuted within *windows*
+of about `mixing` groups, so that a window is also a good unit of reading: a worker reads the groups of its own lanes,
+each once, and nobody else's.
 
     epoch e     |--border--|------------- full steps --------------|--border--|
     line        [g7 g2 g9 g4 g0 g5 ...]  permuted groups, a short last one at the end
