@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from md4 import noise
 from md4.errors import UserError
@@ -50,11 +51,10 @@ class FullOrder:
         last = self.slices if last is None else last
         places = np.arange(first * self.slice_size, last * self.slice_size)
         samples = np.arange(start, stop)[:, None] * self.batch_size + places
-        ids = np.empty_like(samples)
-        for epoch in np.unique(samples // self.rows).tolist():
-            mine = samples // self.rows == epoch
-            ids[mine] = permuted(samples[mine] % self.rows, self.rows, noise.key(self._stream, epoch))
-        return ids.reshape(stop - start, last - first, self.slice_size)
+        epochs, which = np.unique(samples // self.rows, return_inverse=True)
+        keys = noise.derive(self._stream, torch.from_numpy(epochs))
+        ids = permuted(torch.from_numpy(samples % self.rows), self.rows, keys, torch.from_numpy(which))
+        return ids.numpy().reshape(stop - start, last - first, self.slice_size)
 
     def units(self, start: int, stop: int, at_least: int = 1, at_most: int | None = None) -> Iterator[tuple[int, int]]:
         """Runs of steps `(lo, hi)` that cover `start..stop-1`: any are as good to read as others."""
@@ -63,17 +63,17 @@ class FullOrder:
             yield lo, min(lo + size, stop)
 
 
-def permuted(index: np.ndarray, n: int, key: int) -> np.ndarray:
-    """The permutation of `0..n-1` that `key` names, at the places `index` [k]: int64 `[k]`."""
+def permuted(index: Tensor, n: int, keys: Tensor, which: Tensor) -> Tensor:
+    """Places of permutations of `0..n-1`: at `index` [...] of the one that `keys[which]` names, which being [...]."""
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     mask = 2**half - 1
-    keys = [noise.key(key, number) for number in range(_ROUNDS)]
-    values = torch.from_numpy(np.array(index, np.int64))
-    outside = torch.ones_like(values, dtype=torch.bool)
-    while outside.any():
+    rounds = [noise.derive(keys, number) for number in range(_ROUNDS)]
+    values, which = index.flatten().clone(), which.flatten()
+    outside = torch.arange(len(values))
+    while len(outside):
         left, right = values[outside] >> half, values[outside] & mask
-        for round_key in keys:
-            left, right = right, left ^ (noise.bits(round_key, right) & mask)
+        for own in rounds:
+            left, right = right, left ^ (noise.bits(own[which[outside]], right) & mask)
         values[outside] = (left << half) | right
-        outside = values >= n
-    return values.numpy()
+        outside = outside[values[outside] >= n]
+    return values.view_as(index)
