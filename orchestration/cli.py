@@ -51,8 +51,8 @@ def prepare(preset: Preset, overrides: Overrides = None, config: File = None) ->
     settings = load(preset, overrides or (), config)
     check(settings.data)
     with cluster(num_cpus=os.cpu_count() or 1):
-        path = run(settings.data, say)
-    say(f"prepared: {path}")
+        for path in [run(one, say) for _, one in settings.data.sets()]:
+            say(f"prepared: {path}")
 
 
 @app.command()

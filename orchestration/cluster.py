@@ -32,7 +32,7 @@ def _set_environment() -> None:
         os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def start_local(num_cpus: int) -> None:
+def start_local(num_cpus: int, object_store_bytes: int = _OBJECT_STORE_BYTES) -> None:
     """Start a private Ray on this machine with `num_cpus` logical CPUs and this machine's GPUs.
 
     Logical CPUs only bound how many workers and tasks run at once, so they may exceed the cores: a reading task
@@ -47,7 +47,7 @@ def start_local(num_cpus: int) -> None:
         address="local",
         num_cpus=num_cpus,
         include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
+        object_store_memory=object_store_bytes,
         logging_level=logging.ERROR,
         log_to_driver=False,
     )

@@ -20,6 +20,7 @@ from md4.networks.images import GROUPS
 from md4.samplers import SamplingConfig
 from md4.samplers.settings import OWN_SETTINGS
 from orchestration.optimizer import OptimizerConfig
+from orchestration.passes import Passes
 from orchestration.serving.config import ServingConfig
 from pipelines.config import PIXELS, DataConfig
 from pipelines.vocabularies import vocabulary
@@ -40,7 +41,7 @@ class TrainConfig(_Part):
     micro_batch: int | None = Field(
         None, ge=1, description="rows a worker takes through the network at once (the rest accumulates); null = all"
     )
-    workers: int = Field(1, ge=1, description="Ray Train workers; must divide slices")
+    workers: int = Field(1, ge=1, description="Ray Train workers, at most slices; divisors of it have even shares")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="of the network's products; weights, schedules, logits and loss stay float32"
@@ -114,14 +115,11 @@ class Config(_Part):
             problems.append(f"train.batch_size={train.batch_size} must be a multiple of train.slices={train.slices}")
         if train.workers > train.slices:
             problems.append(f"train.workers={train.workers} is more than train.slices={train.slices} can feed")
-        elif train.slices % train.workers:
-            fitting = [n for n in range(1, train.slices + 1) if train.slices % n == 0]
-            problems.append(f"train.workers={train.workers} must divide train.slices={train.slices}: one of {fitting}")
-        elif train.micro_batch and (train.batch_size // train.workers) % train.micro_batch:
-            problems.append(
-                f"train.micro_batch={train.micro_batch} must divide a worker's share of the batch, "
-                f"{train.batch_size}/{train.workers} = {train.batch_size // train.workers} rows"
-            )
+        elif not train.batch_size % train.slices:
+            try:
+                Passes(train.batch_size, train.slices, train.workers, train.micro_batch)
+            except UserError as error:
+                problems.append(str(error))
         if self.model.length != self.data.length:
             problems.append(f"model.length={self.model.length} must equal data.length={self.data.length}")
         size = self.data.tokens.size

@@ -1,4 +1,4 @@
-"""`md4 data`: prepared sets verified, described, shown and merged. The work is done in `pipelines.inspect`."""
+"""`md4 data`: prepared sets looked at, verified and merged (`pipelines.inspect`); runs audited (`orchestration.audit`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from md4.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
     from pipelines.shards import ShardSet
     from pipelines.storage import Folder
 
-app = typer.Typer(help="Look at prepared sets, check them, join them.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look at prepared sets, check them, join them; audit what runs consumed of them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 _console = Console(highlight=False, soft_wrap=True)
 
 Where = Annotated[str, typer.Argument(help="a prepared set (a path or s3://...), or the folder of a run that has one")]
@@ -34,7 +40,10 @@ def find(where: str) -> "Folder":
     if not Folder(where).remote and (Path(where) / "config.yaml").is_file():
         from orchestration.runs import Run
 
-        return Folder(prepared_path(Run(where).config.data))
+        sets = [str(prepared_path(one)) for _, one in Run(where).config.data.sets()]
+        if len(sets) > 1:
+            raise UserError(f"run {where} has {len(sets)} sets: name one of {', '.join(sets)}")
+        return Folder(sets[0])
     return Folder(where)
 
 
@@ -134,3 +143,14 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda amount: bar.advance(task, amount)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="folder of a run, e.g. runs/demo")],
+    other: Annotated[Path | None, typer.Argument(help="folder of another run, to compare with")] = None,
+) -> None:
+    """Check which rows a run consumed, step by step: against its configuration and data, or another run."""
+    from orchestration import audit as audits
+
+    say(audits.audit(run) if other is None else audits.compare(run, other))

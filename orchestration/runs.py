@@ -5,6 +5,7 @@ runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines.vocabularies import Vocabulary
 _FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
 _FREE += ("train.log_every", "train.max_restarts", "evaluation.", "checkpoint.", "tracking.", "sampling.", "serving.")
 _FREE += ("runs", "data.directory")
+_FREE_IN_MIXTURE = re.compile(r"data\.mixture\.\d+\.(directory|name)")
 
 
 class Run:
@@ -74,10 +76,10 @@ class Run:
         """The existing run of `config`, to be continued; its stored configuration must agree where it matters."""
         run = cls(config.directory)
         stored, given = (dict(_leaves(c.model_dump(mode="json"))) for c in (run.config, config))
-        changed = [key for key in given if given[key] != stored.get(key)]
-        fixed = [key for key in changed if not key.startswith(_FREE)]
+        changed = [key for key in dict.fromkeys([*given, *stored]) if given.get(key) != stored.get(key)]
+        fixed = [key for key in changed if not key.startswith(_FREE) and not _FREE_IN_MIXTURE.fullmatch(key)]
         if fixed:
-            lines = [f"{key}: the run has {stored.get(key)!r}, given is {given[key]!r}" for key in fixed]
+            lines = [f"{key}: the run has {stored.get(key)!r}, given is {given.get(key)!r}" for key in fixed]
             raise UserError(f"run {run.path} can't be resumed with another configuration:\n" + "\n".join(lines))
         if changed:
             report(f"resuming with changed {', '.join(changed)}")
@@ -93,6 +95,8 @@ class Run:
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from md4.model import count_parameters
 from orchestration import checkpoints
 from orchestration.cluster import cluster
 from orchestration.config import Config
+from orchestration.cursor import check_cursor, run_order
+from orchestration.passes import Passes
 from orchestration.runs import Run
 from pipelines.config import check as check_corpus
+from pipelines.config import prepared_path
+from pipelines.manifest import MANIFEST, Manifest
 from pipelines.prepare import prepare
-from pipelines.shards import ShardSet
 from pipelines.storage import Folder, Place
 
 Report = Callable[[str], None]
@@ -37,12 +40,12 @@ def check(config: Config, resume: bool, report: Report) -> None:
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
     check_corpus(config.data)
-    parameters = count_parameters(config.model)
-    share = config.train.batch_size // config.train.workers
+    parameters, train = count_parameters(config.model), config.train
+    share = Passes(train.batch_size, train.slices, train.workers, train.micro_batch).places
     report(
         f"{config.name}: {parameters:,} parameters, {config.train.steps:,} steps of {config.train.batch_size} x "
         f"{config.model.length} tokens on {config.train.workers} worker(s), ZeRO-{config.train.zero_stage}, "
-        f"{share} rows a worker and step"
+        f"up to {share} rows a worker and step"
     )
     if resume:
         run = Run.resume(config, report)
@@ -52,6 +55,9 @@ def check(config: Config, resume: bool, report: Report) -> None:
         )
     elif (config.directory / "config.yaml").exists():
         raise UserError(f"run {config.directory} exists already: continue it with --resume, or choose another name=...")
+    folders = [prepared_path(one) for _, one in config.data.sets()]
+    if all(Folder(folder).exists(MANIFEST) for folder in folders):  # else as soon as they are prepared
+        _check_data(config, folders, resume, report)
 
 
 def train(config: Config, *, resume: bool = False, report: Report = print) -> Outcome:
@@ -62,42 +68,46 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
     """
     check(config, resume, report)
     with cluster(num_cpus=config.train.workers + 2):
-        data = prepare(config.data, report)
-        shards = {split: ShardSet(data, split) for split in ("train", "validation")}
-        _check_classes(config, shards["train"])
+        prepared_before = all(Folder(prepared_path(one)).exists(MANIFEST) for _, one in config.data.sets())
+        data = [prepare(one, report) for _, one in config.data.sets()]
+        if not prepared_before:
+            _check_data(config, data, resume, report)
         run = Run(config.directory) if resume else Run.create(config)
-        _check_data(run, shards["train"], report)
         began = time.perf_counter()
         with _Follower(run, config, report):
             result = _fit(config, run, data)
         return Outcome(run, result["step"], time.perf_counter() - began)
 
 
-def _check_data(run: Run, shards: ShardSet, report: Report) -> None:
-    """A run goes on with the data that it began with."""
-    found = checkpoints.newest(run.checkpoints, report)
-    if found and found.manifest["data_fingerprint"] != shards.fingerprint:
+def _check_data(config: Config, folders: Sequence[Place], resume: bool, report: Report) -> None:
+    """UserError unless the prepared sets can serve the run, from the step on that it is at."""
+    manifests = [Manifest.load(folder) for folder in folders]
+    order = run_order(config, manifests)
+    for folder, manifest in zip(folders, manifests, strict=True):
+        _check_classes(config, folder, manifest)
+    if config.evaluation.every and not manifests[0].splits["validation"].rows:
         raise UserError(
-            f"run {run.path} was trained on data {found.manifest['data_fingerprint']}, "
-            f"but {shards.root} is now {shards.fingerprint}"
+            f"{str(folders[0])!r} has no rows in its validation split to evaluate with: "
+            "set evaluation.every=0, or data.validation higher"
         )
+    if resume and (found := checkpoints.newest(Run(config.directory).checkpoints, lambda _: None)):
+        check_cursor(order, found, report)
 
 
-def _check_classes(config: Config, shards: ShardSet) -> None:
+def _check_classes(config: Config, folder: Place, manifest: Manifest) -> None:
     """A class-conditional model needs labels, and no more of them than it has classes."""
-    pixels = shards.manifest.pixels
-    found = None if pixels is None else pixels.classes
+    found = None if manifest.pixels is None else manifest.pixels.classes
     if config.model.classes and found is None:
-        raise UserError(f"model.classes={config.model.classes}, but the data in {shards.root} have no labels")
+        raise UserError(f"model.classes={config.model.classes}, but the data in {folder} have no labels")
     if config.model.classes and found is not None and found > config.model.classes:
-        raise UserError(f"model.classes={config.model.classes}, but the data in {shards.root} have {found} classes")
+        raise UserError(f"model.classes={config.model.classes}, but the data in {folder} have {found} classes")
 
 
 def _use_gpu(config: Config) -> bool:
     return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
 
 
-def _fit(config: Config, run: Run, data: Place) -> dict[str, Any]:
+def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
@@ -108,7 +118,7 @@ def _fit(config: Config, run: Run, data: Place) -> dict[str, Any]:
         train_loop_config={
             # Workers run in a folder of Ray's, so paths must not depend on the current one.
             "config": {**config.model_dump(mode="json"), "runs": str(Path(config.runs).resolve())},
-            "data": str(Folder(data).absolute()),
+            "data": [str(Folder(place).absolute()) for place in data],
         },
         scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=_use_gpu(config)),
         run_config=RunConfig(

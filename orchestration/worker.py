@@ -27,10 +27,13 @@ from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints, powers
 from orchestration.config import Config, validate
 from orchestration.optimizer import AdamWithEma, learning_rate, parameter_groups
+from orchestration.passes import Passes
 from orchestration.runs import Run, rewind
 from orchestration.tracking import Trackers
 from orchestration.zero import EngineState, initialize
-from pipelines.order import Order
+from pipelines.ledger import Ledger
+from pipelines.manifest import Manifest
+from pipelines.plan import plan
 from pipelines.shards import ShardSet
 from pipelines.storage import Folder
 from pipelines.stream import batches
@@ -51,7 +54,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Entry point of each Ray Train worker.
 
     Args:
-        job: `config` (a plain tree) and `data` (path or url of the prepared data set).
+        job: `config` (a plain tree) and `data` (paths or urls of the prepared data sets, in the configuration's order).
 
     Returns:
         `{"step": last step}`, or `{"error": message}` when going on makes no sense and a restart would not help.
@@ -59,7 +62,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     config = validate(job["config"])
     torch.set_num_threads(config.train.threads)
     try:
-        return {"step": _Training(config, Folder(job["data"])).fit()}
+        return {"step": _Training(config, [Folder(place) for place in job["data"]]).fit()}
     except Diverged as error:
         return {"error": str(error)}
 
@@ -71,7 +74,7 @@ class Diverged(Exception):
 class _Training:
     """One worker's part of a run, from the newest sound checkpoint to the last step."""
 
-    def __init__(self, config: Config, data: Folder):
+    def __init__(self, config: Config, data: list[Folder]):
         import deepspeed.ops
         from deepspeed import init_distributed
 
@@ -80,16 +83,17 @@ class _Training:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
         self.data = data
-        self.shards, self.validation = ShardSet(data, "train"), ShardSet(data, "validation")
-        self.seed = config.seed
-        self.tokens_per_step = config.train.batch_size * config.model.length
+        self.validation = ShardSet(data[0], "validation")
+        self.seed, train = config.seed, config.train
+        manifests = [Manifest.load(path) for path in data]
+        self.order = plan(config.data, manifests, train.batch_size, train.slices, config.seed)
+        self.tokens_per_step = train.batch_size * config.model.length
+        self.passes = Passes(train.batch_size, train.slices, self.world, train.micro_batch)
 
         # DeepSpeed would compile a shared-memory collective here (half a minute); gloo serves as well on CPUs.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         init_distributed(auto_mpi_discovery=False)
 
-        share = config.train.batch_size // self.world
-        self.micro_batch = config.train.micro_batch or share
         dtype = compute_dtype(config.train.precision, self.device)
         model = build(config.model, compute=dtype, seed=config.seed).to(self.device)
         options = config.optimizer
@@ -105,14 +109,15 @@ class _Training:
             model,
             self.optimizer,
             stage=config.train.zero_stage,
-            micro_batch=self.micro_batch,
-            accumulation=share // self.micro_batch,
+            micro_batch=self.passes.size,
+            accumulation=self.passes.count,
             clip_norm=options.clip_norm,
         )
         self.model = cast(MaskedDiffusion, self.engine.module)
         self.state = EngineState(self.engine, self.optimizer)
         self.run = Run(config.directory)
         self.meter = _Meter()
+        self.ledger = Ledger(self.order)
         self.step = self._restore()
         if self.rank == 0:
             rewind(self.run.metrics_file, self.step)
@@ -131,14 +136,14 @@ class _Training:
         checkpoint = checkpoints.read(chosen[0])
         checkpoints.restore(checkpoint, self.state)
         self.meter.load(checkpoint.manifest["meter"], self.rank)
+        self.ledger = Ledger(self.order, checkpoint.manifest["ledger"])
         return checkpoint.step
 
     def fit(self) -> int:
         """Train to the last step; returns it."""
         train, every = self.config.train, self.config.checkpoint.every
-        order = Order.of(self.shards, train.batch_size, train.slices, self.seed)
         # Reading starts here and goes on beside the first evaluation.
-        stream = batches(self.data, "train", order, self.step, train.steps, self.rank, self.world)
+        stream = batches(self.data, "train", self.order, self.step, train.steps, self.rank, self.world)
         if self.step == 0 and self.config.evaluation.every:
             self._evaluate()
         saved = self.step
@@ -177,14 +182,15 @@ class _Training:
         torch.manual_seed(noise.key(self.seed, "dropout", step, self.rank))
 
         self.engine.train()
-        for part in torch.arange(len(slots)).split(self.micro_batch):
-            lo, hi = int(part[0]), int(part[-1]) + 1
-            loss = self.engine(tokens[lo:hi], **{name: values[lo:hi] for name, values in drawn.items()})
-            self.engine.backward(bits_per_token(loss.optimised, length).mean())
-            self.meter.add(bits_per_token(loss.bound, length))
-            if hi == len(slots) and (step + 1) % train.log_every == 0:
+        for number, (part, real) in enumerate(self.passes.parts(len(slots)), start=1):
+            mine = part.to(self.device)
+            loss = self.engine(tokens[mine], **{name: values[mine] for name, values in drawn.items()})
+            self.engine.backward(self.passes.loss(bits_per_token(loss.optimised, length), real))
+            self.meter.add(bits_per_token(loss.bound, length)[:real])
+            if number == self.passes.count and (step + 1) % train.log_every == 0:
                 self.meter.gradient_norm = self._gradient_norm_before_step()
             self.engine.step()
+        self.ledger.add(batch.step, batch.slots, batch.sets, batch.rows)
         self.meter.steps += 1
         self.step += 1
 
@@ -208,6 +214,7 @@ class _Training:
             norm = None if known is None else float(known)
         seconds = self.meter.seconds()
         bits, learned = self.meter.mean(self.device), self._powers()
+        self.ledger.settle(self._summed)
         if not math.isfinite(bits):
             raise Diverged(
                 f"the loss is {bits} at step {self.step}; the last checkpoint is untouched. "
@@ -222,9 +229,26 @@ class _Training:
                 learning_rate=self.optimizer.param_groups[0]["lr"],
                 seconds_per_step=seconds,
                 tokens_per_second=self.tokens_per_step / seconds,
+                **self._epochs(),
                 **({} if learned is None else _range_of(learned)),
+                ledger=self.ledger.head,
+                ledger_steps=self.ledger.digests,
             )
+        self.ledger.take_digests()
         self.meter.clear()
+
+    def _summed(self, sums: torch.Tensor) -> torch.Tensor:
+        """Over all workers; int64, which wraps. Collective."""
+        total = sums.to(self.device)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def _epochs(self) -> dict[str, float]:
+        """How often the training rows have been seen; of a mixture, those of each set."""
+        seen = self.order.epochs(self.step)
+        if len(seen) == 1:
+            return {"epochs": seen[0]}
+        return {f"epochs_{name}": value for name, value in zip(self.config.data.names(), seen, strict=True)}
 
     @torch.no_grad()
     def _powers(self) -> torch.Tensor | None:
@@ -245,7 +269,7 @@ class _Training:
             ids = places.clamp(max=rows - 1) * self.validation.rows // rows  # evenly spaced over the split
             bits = []
             with self.state.averaged():
-                for part in ids.split(self.micro_batch):
+                for part in ids.split(self.passes.size):
                     rows_of_part, labels = self.validation.read_labelled(part.numpy())
                     tokens = torch.as_tensor(rows_of_part, dtype=torch.int64, device=self.device)
                     nats = nelbo(
@@ -274,10 +298,12 @@ class _Training:
     def _save(self) -> None:
         with self.meter.paused():
             began = time.perf_counter()
+            self.ledger.settle(self._summed)
             facts = {
                 "run": self.config.name,
                 "seed": self.seed,
-                "data_fingerprint": self.shards.fingerprint,
+                "order": self.order.facts(),
+                "ledger": self.ledger.dump(),
                 "config": self.config.model_dump(mode="json"),
                 "meter": self.meter.dump(),
             }

@@ -5,13 +5,14 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from md4.errors import UserError
 from pipelines import images, sources
 from pipelines.manifest import MANIFEST
+from pipelines.quotas import quotas
 from pipelines.storage import Folder, location
 from pipelines.units import Source
 from pipelines.vocabularies import Vocabulary, vocabulary
@@ -19,10 +20,11 @@ from pipelines.vocabularies import Vocabulary, vocabulary
 PIXELS = "pixels"  # the vocabulary of images
 _FOR_TEXT = ("document_chars",)  # settings that only text has
 _FOR_IMAGES = ("shape", "levels", "fit", "damaged", "image_column", "label_column")
+_FOR_STREAM = ("order", "cache_mb", "mixture")  # settings of the order of rows, not of the rows
 _IMAGE_PART_BYTES = 2**26
 
 
-class DataConfig(BaseModel):
+class SetConfig(BaseModel):
     """What to prepare, and how. Everything but `directory` has a part in the result."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,7 +104,7 @@ class DataConfig(BaseModel):
         return filled
 
     @model_validator(mode="after")
-    def _fits(self) -> "DataConfig":
+    def _fits(self) -> Self:
         if self.source in images.KINDS:
             self._check_images()
         elif self.vocabulary.startswith(PIXELS):
@@ -154,7 +156,74 @@ class DataConfig(BaseModel):
 
     def content(self) -> dict[str, Any]:
         """The configuration as far as it decides the result."""
-        return self.model_dump(exclude={"directory", *(_FOR_TEXT if self.has_images else _FOR_IMAGES)})
+        left_out = {"directory", *_FOR_STREAM, *(_FOR_TEXT if self.has_images else _FOR_IMAGES)}
+        return self.model_dump(exclude=left_out)
+
+
+class MixedSet(SetConfig):
+    """One of several data sets; what is not said of it is as in `data` itself."""
+
+    name: str | None = Field(default=None, description="in the metrics; null = its number, from 0")
+    weight: float = Field(default=1.0, gt=0, description="its share of the rows, relative to the other weights")
+
+
+class DataConfig(SetConfig):
+    """The data of a run: one set, or several that are mixed by weight."""
+
+    order: Literal["auto", "lanes", "full"] = Field(
+        default="auto",
+        description="of training rows: full = any row anywhere, from a decoded copy on each machine; lanes = shuffled "
+        "in windows of row groups that are read once; auto = full where the decoded rows fit cache_mb, else lanes",
+    )
+    cache_mb: int = Field(
+        default=1024, ge=0, description="largest training split, decoded, that order=auto keeps a copy of, in MB"
+    )
+    mixture: tuple[MixedSet, ...] = Field(
+        default=(),
+        description="several sets, [{weight: 3, path: ...}, ...]; what one leaves out it takes from the settings "
+        "above. The first is the one that is evaluated and sampled",
+    )
+
+    @staticmethod
+    def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
+        """As of one set; and of a mixture, with the settings of the first set as those of the whole."""
+        items = tree.get("mixture")
+        if not isinstance(items, list | tuple) or not all(isinstance(item, dict) for item in items):
+            return SetConfig.filled_in(tree)
+        shared = {name: value for name, value in tree.items() if name not in _FOR_STREAM}
+        sets = [SetConfig.filled_in(shared | item) for item in items]
+        first = {name: value for name, value in (sets[0] if sets else {}).items() if name in SetConfig.model_fields}
+        return SetConfig.filled_in(tree | first | {"mixture": sets})
+
+    @model_validator(mode="after")
+    def _can_be_mixed(self) -> Self:
+        names = self.names()
+        if len(set(names)) < len(names):
+            raise ValueError(f"the sets of the mixture must have different names, got {', '.join(names)}")
+        for name, item in zip(names, self.mixture, strict=False):
+            for setting in ("vocabulary", "length", "shape", "levels"):
+                mine, first = getattr(item, setting), getattr(self, setting)
+                if mine != first:
+                    raise ValueError(
+                        f"sets of a mixture must have the same {setting}: {names[0]!r} has {first}, {name!r} has {mine}"
+                    )
+        if self.mixture:
+            try:
+                quotas([item.weight for item in self.mixture])
+            except UserError as error:
+                raise ValueError(f"mixture: {error}") from None
+        return self
+
+    def sets(self) -> list[tuple[float, "DataConfig"]]:
+        """Weight and configuration of each set; of a single one the weight is 1."""
+        if not self.mixture:
+            return [(1.0, self)]
+        extra = {"name", "weight"}
+        return [(item.weight, DataConfig.model_validate(item.model_dump(exclude=extra))) for item in self.mixture]
+
+    def names(self) -> list[str]:
+        """A short name of each set."""
+        return [item.name or str(number) for number, item in enumerate(self.mixture)] or ["0"]
 
 
 def open_source(config: DataConfig) -> Source:
@@ -182,6 +251,7 @@ def prepared_path(config: DataConfig) -> Path | Folder:
 
 
 def check(config: DataConfig) -> None:
-    """UserError if there is neither a prepared set nor a corpus to make it from. Needs no Ray, reads no text."""
-    if not Folder(prepared_path(config)).exists(MANIFEST):
-        open_source(config).list_units(config.part_bytes)
+    """UserError if a set is neither prepared nor has a corpus to make it from. Needs no Ray, reads no text."""
+    for _, one in config.sets():
+        if not Folder(prepared_path(one)).exists(MANIFEST):
+            open_source(one).list_units(one.part_bytes)

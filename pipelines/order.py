@@ -4,11 +4,12 @@ Samples are numbered without end. Step k holds the samples kB .. kB+B-1; epoch e
 every one of the N rows exactly once. No row is dropped, whatever N modulo B is: a step that lies across the end of an
 epoch has rows of both.
 
-The B places of a step are cut into S *slices* of m = B/S, and a worker takes a run of slices. Rows are read from disk
-by row groups, so the order keeps workers apart: within an epoch the row groups are permuted and dealt out to S *lanes*,
-group g of the permuted line to lane g mod S, and slice i of a full step takes rows from lane i only. A lane is then
-permuted within *windows* of about `mixing` groups, so that a window is also a good unit of reading: a worker reads the
-groups of its own lanes, each once, and nobody else's.
+The B places of a step are cut into S *slices* of m = B/S, and a worker takes a run of slices. This file has the order
+for rows that are read from disk by row groups (`pipelines.full_order`: for rows that are cheap to reach one by one).
+It keeps workers apart: within an epoch the row groups are permuted and dealt out to S *lanes*, group g of the permuted
+line to lane g mod S, and slice i of a full step takes rows from lane i only. A lane is then permuted within *windows*
+of about `mixing` groups, so that a window is also a good unit of reading: a worker reads the groups of its own lanes,
+each once, and nobody else's.
 
     epoch e     |--border--|------------- full steps --------------|--border--|
     line        [g7 g2 g9 g4 g0 g5 ...]  permuted groups, a short last one at the end
@@ -21,7 +22,7 @@ The rows that the full steps leave over, fewer than 2B at the end of the line, a
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,13 +46,7 @@ class Order:
     fingerprint: str = ""  # of the data set: another set is another order
 
     def __post_init__(self) -> None:
-        for name in ("rows", "batch_size", "slices", "group", "mixing"):
-            if getattr(self, name) < 1:
-                raise UserError(f"order: {name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size % self.slices:
-            raise UserError(
-                f"batch size {self.batch_size} is not a multiple of the {self.slices} slices it is cut into"
-            )
+        check_numbers(self, "rows", "batch_size", "slices", "group", "mixing")
 
     @classmethod
     def of(cls, shards: "ShardSet", batch_size: int, slices: int, seed: int, mixing: int | None = None) -> "Order":
@@ -75,10 +70,6 @@ class Order:
     @functools.cached_property
     def _stream(self) -> int:
         return noise.key(self.seed, "order", self.fingerprint)
-
-    def epochs(self, step: int) -> float:
-        """How often the data have been seen when `step` steps are done."""
-        return step * self.batch_size / self.rows
 
     def full_steps(self, epoch: int) -> tuple[int, int]:
         """The steps `first..stop-1` all of whose samples belong to the epoch; first == stop if there is none."""
@@ -177,6 +168,15 @@ def _line(stream: int, epoch: int, groups: int) -> np.ndarray:
     return np.append(shuffled, groups)
 
 
+def check_numbers(order: Any, *positive: str) -> None:
+    """UserError unless these numbers of an order are positive and its batches can be cut into its slices."""
+    for name in positive:
+        if getattr(order, name) < 1:
+            raise UserError(f"order: {name} must be at least 1, got {getattr(order, name)}")
+    if order.batch_size % order.slices:
+        raise UserError(f"batch size {order.batch_size} is not a multiple of the {order.slices} slices it is cut into")
+
+
 def mixing_by_memory(slices: int, group_bytes: int, window_bytes: int = 2**24) -> int:
     """Groups of a lane to mix: as many as fit into memory together with those of the other lanes, but 8 at least.
 
@@ -187,9 +187,9 @@ def mixing_by_memory(slices: int, group_bytes: int, window_bytes: int = 2**24) -
 
 
 def share(rank: int, world: int, slices: int) -> tuple[int, int]:
-    """The slices `first..last-1` of worker `rank` of `world`: contiguous, as even as possible.
+    """The slices `first..last-1` of worker `rank` of `world`: contiguous; their numbers differ by one at most.
 
-    UserError unless every worker gets equally many; ValueError for a rank outside the world.
+    UserError as of `check_workers`; ValueError for a rank outside the world.
     """
     check_workers(world, slices)
     if not 0 <= rank < world:
@@ -197,11 +197,14 @@ def share(rank: int, world: int, slices: int) -> tuple[int, int]:
     return rank * slices // world, (rank + 1) * slices // world
 
 
+def largest_share(world: int, slices: int) -> int:
+    """Slices of the workers that have most of them."""
+    return -(-slices // world)
+
+
 def check_workers(world: int, slices: int) -> None:
-    """UserError unless the slices of a batch can be dealt out evenly to `world` workers."""
-    if world < 1 or slices % world:
-        allowed = ", ".join(str(n) for n in range(1, slices + 1) if slices % n == 0)
+    """UserError unless every worker gets a slice."""
+    if not 1 <= world <= slices:
         raise UserError(
-            f"{world} workers cannot share a batch of {slices} slices evenly: the number of workers must be one of "
-            f"{allowed}"
+            f"{world} workers cannot share a batch of {slices} slices: the number of workers must be in 1..{slices}"
         )

@@ -11,6 +11,7 @@ import ray.data
 from ray.data.block import Block, BlockAccessor
 
 from md4.errors import UserError
+from pipelines.row_cache import open_rows
 from pipelines.shards import open_set
 from pipelines.storage import Folder
 
@@ -26,19 +27,21 @@ def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
     return dataset
 
 
-def read_unit(root: Folder, split: str, fingerprint: str, start: int, rows: np.ndarray) -> Iterator[Block]:
-    """One block with the rows `[steps, n]` of the steps from `start` on: columns `step`, `row`, `tokens [L]`.
+def read_unit(
+    root: Folder, split: str, fingerprint: str, cached: bool, steps: np.ndarray, rows: np.ndarray
+) -> Iterator[Block]:
+    """One block with these rows `[k]` of these steps `[k]`: columns `step`, `row`, `tokens [L]`.
 
-    And `label`, where the set has labels.
+    And `label`, where the set has labels. cached: from the decoded rows of this machine (`pipelines.row_cache`).
 
     A user's mistake, such as a damaged shard, comes as a block with the column `error`: it is an answer, not a failure
     that Ray should try again or wrap in traces.
     """
     try:
-        tokens, labels = open_set(root, split, fingerprint).read_labelled(rows.ravel())
+        source = (open_rows if cached else open_set)(root, split, fingerprint)
+        tokens, labels = source.read_labelled(rows)
     except UserError as error:
         yield BlockAccessor.batch_to_block({"error": np.array([str(error)])})
         return
-    steps = np.repeat(np.arange(start, start + len(rows)), rows.shape[1])
     known = {} if labels is None else {"label": labels}
-    yield BlockAccessor.batch_to_block({"step": steps, "row": rows.ravel(), "tokens": tokens, **known})
+    yield BlockAccessor.batch_to_block({"step": steps, "row": rows, "tokens": tokens, **known})

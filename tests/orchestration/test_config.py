@@ -73,6 +73,24 @@ def test_mistakes_about_images(overrides, expected):
         assert part in str(caught.value)
 
 
+def test_sets_of_a_mixture_take_from_the_whole_what_they_do_not_say():
+    config = load(
+        "pydocs-tiny",
+        ["data.validation=0.2", "data.mixture=[{weight: 3, source: text, path: a.txt, test: 0.1}, {name: docs}]"],
+    )
+    assert validate(config.model_dump(mode="json")) == config
+    data = config.data
+    assert [(weight, one.source, one.path, one.validation, one.test) for weight, one in data.sets()] == [
+        (3, "text", "a.txt", 0.2, 0.1),
+        (1, "pydocs", None, 0.2, 0.05),
+    ]
+    assert (data.source, data.path, data.test) == ("text", "a.txt", 0.1)  # the first set is the one that is evaluated
+    assert data.names() == ["0", "docs"]
+    assert data.content() == data.sets()[0][1].content()  # so that both name the same prepared set
+    images = load("digits-tiny", ["data.mixture=[{}, {source: images, path: x, levels: 17, shape: [8, 8, 1]}]"])
+    assert (images.model.vocab_size, images.model.shape) == (17, (8, 8, 1))
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.e-4", "+1e-4"])
 def test_numbers_survive(text):
     assert read_yaml(f"x: {text}", "test") == {"x": 1e-4}
@@ -110,9 +128,14 @@ def test_a_preset_can_be_a_file(tmp_path):
         (["model.schedule=sigmoid"], ["model.schedule='sigmoid'", "linear", "cosine", "poly"]),
         (["data.vocabulary=text9"], ["text9", "text8"]),
         (["train.workers=16"], ["train.workers=16", "train.slices=8"]),
-        (["train.workers=3"], ["train.workers=3", "[1, 2, 4, 8]"]),
         (["train.batch_size=60"], ["train.batch_size=60", "train.slices=8"]),
         (["train.micro_batch=5"], ["train.micro_batch=5", "64 rows"]),
+        (["train.micro_batch=32", "train.workers=3"], ["train.micro_batch=32", "48 rows"]),
+        (["data.mixture=[{}, {weihgt: 2}]"], ["unknown key 'data.mixture.1.weihgt'", "'data.mixture.weight'?"]),
+        (["data.mixture=[{}, {length: 32, name: b}]"], ["the same length: '0' has 64, 'b' has 32"]),
+        (["data.mixture=[{weight: 9}, {weight: 0.001}]"], ["a weight of 0.001 out of 9.001 is too small", "1/1024"]),
+        (["data.mixture=[{name: a}, {name: a}]"], ["different names"]),
+        (["data.order=random"], ["data.order='random'", "'auto', 'lanes' or 'full'"]),
         (["model.network.heads=0"], ["model.network.heads=0", "greater than or equal to 1"]),
         (["model.network.headz=4"], ["unknown key 'model.network.headz'", "did you mean 'model.network.heads'?"]),
         (["model.network.kind=unet"], ["model.network.heads: a network of kind unet has no such setting"]),

@@ -6,6 +6,7 @@ import pytest
 
 import md4
 from md4.errors import UserError
+from orchestration.config import load
 from orchestration.runs import Run, export, load_model, rewind
 from orchestration.sampling import sample
 from tests.orchestration.small_run import write_run
@@ -80,3 +81,19 @@ def test_progress_is_told_once_though_a_restart_cuts_the_metrics_back(tiny):
         file.write(json.dumps({**rows[3], "time": 7.0, "path": "again-4"}) + '\n{"kind": "torn')
     follower._print_new()
     assert [line.split("checkpoint ")[1].split()[0] for line in said] == ["step-3", "step-4", "step-5", "again-4"]
+
+
+def test_the_sets_of_a_mixture_may_move_and_be_renamed_but_not_change(tmp_path):
+    def config(*mixture: str):
+        return load("pydocs-tiny", [f"runs={tmp_path}", *([f"data.mixture=[{', '.join(mixture)}]"] if mixture else [])])
+
+    Run.create(config("{weight: 2}", "{source: text, path: a.txt}"))
+    Run.resume(config("{weight: 2, name: docs}", "{source: text, path: a.txt, directory: elsewhere}"), print)
+    for other in (
+        config("{weight: 3}", "{source: text, path: a.txt}"),
+        config("{weight: 2}", "{source: text, path: b.txt}"),
+        config("{weight: 2}"),
+        config(),
+    ):
+        with pytest.raises(UserError, match=r"can't be resumed with another configuration:\ndata\.mixture"):
+            Run.resume(other, print)

@@ -1,6 +1,8 @@
 """Training under a real Ray Train and DeepSpeed: the same curve on any number of workers, and after a kill."""
 
+import json
 import os
+import re
 import signal
 import threading
 import time
@@ -10,10 +12,13 @@ import torch
 
 from md4.errors import UserError
 from orchestration import checkpoints
-from orchestration.config import load
+from orchestration.audit import audit, compare
+from orchestration.config import Config, load
 from orchestration.runs import Run, load_model
-from orchestration.train import train
-from tests.orchestration.conftest import tiny_settings
+from orchestration.train import check, train
+from pipelines.config import prepared_path
+from pipelines.manifest import Manifest
+from tests.orchestration.conftest import tiny_settings, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 STEPS = 50
@@ -54,15 +59,48 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(undisturbed):
     assert (run.path / "config.yaml").is_file()
 
 
-def test_one_worker_gives_the_same_curve_as_two(undisturbed, tiny):
-    config = tiny(*LONG, "train.workers=1", "train.zero_stage=0", "train.micro_batch=8")
-    run = train(config, report=print).run
-    for one, two in zip(losses(run), losses(undisturbed[0]), strict=True):
+def ledgers(run: Run) -> list[str]:
+    return [row["ledger"] for row in run.metrics("train")]
+
+
+def assert_same_run(run: Run, expected: Run) -> None:
+    """The same loss curve to 1e-5 and, step by step, the same rows."""
+    assert ledgers(run) == ledgers(expected)
+    for one, two in zip(losses(run), losses(expected), strict=True):
         assert abs(one - two) <= 1e-5 * two
 
 
-def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tiny):
-    config = tiny(*LONG)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["train.workers=1", "train.zero_stage=0", "train.micro_batch=8"],
+        ["train.workers=3", "train.micro_batch=4"],  # shares of 4, 4 and 8 rows, in 2 passes each
+        pytest.param(["train.workers=3", "train.zero_stage=0"], marks=pytest.mark.slow),
+        pytest.param(["train.workers=3", "train.zero_stage=3", "train.micro_batch=2"], marks=pytest.mark.slow),
+        pytest.param(["train.workers=4", "train.zero_stage=1"], marks=pytest.mark.slow),
+    ],
+    ids=["1", "3", "3-stage-0", "3-stage-3", "4"],
+)
+def test_other_numbers_of_workers_give_the_same_curve_and_ledger(undisturbed, tiny, layout):
+    assert_same_run(train(tiny(*LONG, *layout), report=print).run, undisturbed[0])
+
+
+def test_the_ledger_is_that_of_the_configuration_and_the_data(undisturbed):
+    run = undisturbed[0]
+    assert re.search(r"agrees with configuration and data in all of its 50 steps \([0-9a-f]{32}\)$", audit(run.path))
+    checkpoint = checkpoints.newest(run.checkpoints, print)
+    assert checkpoint is not None
+    assert checkpoint.manifest["ledger"] == {"step": STEPS, "head": ledgers(run)[-1], "digests": ""}
+    rows = prepared_rows(run)
+    assert [row["epochs"] for row in run.metrics("train")] == [step * 16 / rows for step in range(1, STEPS + 1)]
+
+
+def prepared_rows(run: Run) -> int:
+    return Manifest.load(prepared_path(run.config.data)).splits["train"].rows
+
+
+def train_and_kill(config: Config, step: int) -> None:
+    """Run until metrics have come to `step`, then kill -9 the first worker; the run must end with advice to resume."""
     killed = threading.Event()
 
     def kill_rank_0_after_step(step: int) -> None:
@@ -75,22 +113,102 @@ def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tiny):
                 os.kill(next(row["pid"] for row in rows if row["kind"] == "start"), signal.SIGKILL)
                 killed.set()
 
-    thread = threading.Thread(target=kill_rank_0_after_step, args=(22,), daemon=True)
+    thread = threading.Thread(target=kill_rank_0_after_step, args=(step,), daemon=True)
     thread.start()
     with pytest.raises(UserError, match="--resume"):
         train(config, report=print)
     assert killed.is_set()
     thread.join()
 
+
+def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tiny):
+    config = tiny(*LONG)
+    train_and_kill(config, 22)
     said: list[str] = []
     with pytest.raises(UserError, match="exists already"):
         train(config, report=said.append)
     run = train(config, resume=True, report=said.append).run
     assert any("from step" in line for line in said)
+    assert any("the ledger agrees with the order after" in line for line in said)
+    assert ledgers(run) == ledgers(undisturbed[0])
     assert losses(run) == losses(undisturbed[0])
     resumed, expected = final_state(run), final_state(undisturbed[0])
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(3, 2), (4, 3), (1, 4)])
+def test_a_killed_run_resumes_on_other_workers_with_the_same_ledger(undisturbed, tiny, first, then):
+    train_and_kill(tiny(*LONG, f"train.workers={first}"), 22)
+    run = train(tiny(*LONG, f"train.workers={then}"), resume=True, report=print).run
+    assert_same_run(run, undisturbed[0])
+    assert "the same rows in the 50 steps that both have" in compare(run.path, undisturbed[0].path)
+
+
+MIXED = ["train.steps=12", "checkpoint.every=6", "evaluation.every=0", "data.order=lanes", "train.log_every=4"]
+
+
+@pytest.fixture(scope="module")
+def mixed(corpus, data_directory, tmp_path_factory, ray_cluster):
+    """A run over two corpora, 3 to 1, on three workers: (run, the settings that it was made from)."""
+    other = write_corpus(tmp_path_factory.mktemp("corpus") / "other.txt", words=4000, seed=2)
+    mixture = f"data.mixture=[{{path: {corpus}, weight: 3}}, {{path: {other}, weight: 1, name: other}}]"
+    settings = [*tiny_settings(corpus, data_directory, tmp_path_factory.mktemp("runs")), *MIXED, mixture]
+    return train(load("pydocs-tiny", [*settings, "train.workers=3"]), report=print).run, settings
+
+
+def test_a_mixture_trains_and_counts_the_epochs_of_each_set(mixed):
+    run, _ = mixed
+    sizes = [Manifest.load(prepared_path(one)).splits["train"].rows for _, one in run.config.data.sets()]
+    last = run.metrics("train")[-1]
+    assert last["epochs_0"] * sizes[0] == pytest.approx(12 * 12)  # 12 steps of 16 rows, 12 and 4 of them from each
+    assert last["epochs_other"] * sizes[1] == pytest.approx(12 * 4)
+    assert "all of its 12 steps" in audit(run.path)
+
+
+def test_what_was_consumed_is_told_from_what_should_have_been(mixed, tmp_path):
+    """A copy of a run whose metrics say that step 7 had other rows, and one with another seed."""
+    run, _ = mixed
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    second = [row for row in rows if row["kind"] == "train"][1]
+    second["ledger_steps"] = second["ledger_steps"][:16] + "00000000" + second["ledger_steps"][24:]
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (copy / "config.yaml").write_text((run.path / "config.yaml").read_text())
+    with pytest.raises(UserError, match=r"copy: the rows of step 7 \(global batch 6\) are not those of its conf"):
+        audit(copy)
+    with pytest.raises(UserError, match=r"first differ in the rows of step 7 \(global batch 6\)"):
+        compare(run.path, copy)
+    (copy / "metrics.jsonl").write_text(run.metrics_file.read_text())
+    (copy / "config.yaml").write_text(run.config.model_copy(update={"seed": 1}).to_yaml())
+    with pytest.raises(UserError, match=r"the rows of step 1 \(global batch 0\)"):
+        audit(copy)
+
+
+def test_a_checkpoint_that_the_order_does_not_explain_is_refused_before_workers_start(mixed):
+    """Another seed, another weight or a ledger of other rows, behind the back of the configuration that is compared."""
+    run, settings = mixed
+    text, newest = (run.path / "config.yaml").read_text(), checkpoints.newest(run.checkpoints, print)
+    assert newest is not None
+    for changes, message in [
+        (["seed=5"], r"another order of the data: seed was 42, is now 5\."),
+        (["data.order=full"], r"sets\.0\.order was 'lanes', is now 'full'\."),
+        (["train.slices=8"], r"slices was 4, is now 8\."),
+    ]:
+        config = load("pydocs-tiny", [*settings, *changes])
+        (run.path / "config.yaml").write_text(config.to_yaml())
+        with pytest.raises(UserError, match=message):
+            check(config, True, print)
+    (run.path / "config.yaml").write_text(text)
+    manifest = newest.path / checkpoints.MANIFEST
+    sound = manifest.read_text()
+    manifest.write_text(sound.replace(newest.manifest["ledger"]["head"], "0" * 32))
+    with pytest.raises(UserError, match=r"consumed other rows than the order says: its ledger is 0{32} at step 12"):
+        check(load("pydocs-tiny", settings), True, print)
+    manifest.write_text(sound)
+    check(load("pydocs-tiny", settings), True, print)
 
 
 def test_a_trained_model_loads_with_averaged_or_last_weights(undisturbed):

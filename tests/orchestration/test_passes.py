@@ -1,0 +1,79 @@
+"""Uneven shares: the same number of passes of the same size on every worker, and the gradient of the global batch."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from md4.errors import UserError
+from md4.genmd4 import GenMD4
+from md4.objectives import MD4, bits_per_token
+from md4.schedules import parse_schedule
+from orchestration.passes import Passes
+from pipelines.order import share
+
+BATCH, SLICES, LENGTH, V = 12, 6, 8, 11
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 6), st.data())
+def test_every_row_counts_once_and_all_workers_make_the_same_passes(slices, world, m, data):
+    world = min(world, slices)
+    places = Passes(slices * m, slices, world).places
+    size = data.draw(st.sampled_from([n for n in range(1, places + 1) if places % n == 0]))
+    passes = Passes(slices * m, slices, world, size)
+    counted = 0
+    for rank in range(world):
+        first, last = share(rank, world, slices)
+        parts = list(passes.parts((last - first) * m))
+        assert [len(part) for part, _ in parts] == [size] * passes.count
+        real = torch.cat([part[:count] for part, count in parts])
+        assert real.tolist() == list(range((last - first) * m))
+        counted += len(real)
+    assert counted == slices * m
+
+
+class Small(torch.nn.Module):
+    """Logits `[B, L, V]` that depend on all of z and on t."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(V + 1, 4)
+        self.inside = torch.nn.Linear(4 * LENGTH + 1, 16)
+        self.outside = torch.nn.Linear(16, LENGTH * V)
+
+    def forward(self, z: torch.Tensor, t: torch.Tensor, labels: None) -> torch.Tensor:
+        x = torch.cat([self.embed(z).flatten(1), t[:, None]], dim=1)
+        return self.outside(torch.tanh(self.inside(x))).unflatten(1, (LENGTH, V))
+
+
+@pytest.mark.parametrize("objective", [lambda: MD4(Small(), parse_schedule("linear"), V), lambda: GenMD4(Small(), V)])
+def test_the_gradient_is_that_of_the_global_batch_on_any_number_of_workers(objective):
+    """float64: the engine's mean over workers and passes of what `loss` gives, against the mean over all rows."""
+    torch.manual_seed(0)
+    model = objective().double()
+    tokens = torch.randint(0, V, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    drawn = model.noise(3, 5, torch.arange(BATCH), BATCH, SLICES, LENGTH)
+
+    def gradient(of: torch.Tensor) -> torch.Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(of, list(model.parameters()))])
+
+    def bits(rows: torch.Tensor) -> torch.Tensor:
+        loss = model(tokens[rows], **{name: values[rows] for name, values in drawn.items()})
+        return bits_per_token(loss.optimised, LENGTH)
+
+    whole = gradient(bits(torch.arange(BATCH)).mean())
+    assert whole.dtype == torch.float64
+    for world, size in [(1, 4), (2, None), (3, 2), (4, None), (4, 1), (5, 2), (6, None)]:
+        passes = Passes(BATCH, SLICES, world, size)
+        total = torch.zeros_like(whole)
+        for rank in range(world):
+            first, last = share(rank, world, SLICES)
+            for part, real in passes.parts((last - first) * 2):
+                total += gradient(passes.loss(bits(first * 2 + part), real))
+        mean = total / (world * passes.count)
+        assert (mean - whole).norm() <= 1e-12 * whole.norm()
+
+
+def test_micro_batches_that_do_not_come_out_even():
+    with pytest.raises(UserError, match=r"micro_batch=3 must divide a worker's share .*, 4 rows with 4 worker"):
+        Passes(BATCH, SLICES, 4, 3)
