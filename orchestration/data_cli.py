@@ -1,4 +1,4 @@
-"""`md4 data`: prepared sets looked at, verified and merged (`pipelines.inspect`); runs audited (`orchestration.audit`)."""
+"""`md4 data`: sets looked at, verified and merged (`pipelines.inspect`); runs audited (`orchestration.audit`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
