@@ -231,15 +231,19 @@ def _merge(base: dict, over: Mapping) -> dict:
 
 
 def _lay(base: dict, over: Mapping) -> dict:
-    """`over` on top of `base`; where it names another sampler, the settings of the one below go with it."""
+    """`over` on top of `base`; where it changes objective or sampler, the settings of the sampler below go with it."""
+    merged = _merge(base, over)
     below, above = base.get("sampling"), over.get("sampling")
-    if (
-        isinstance(below, dict)
-        and isinstance(above, Mapping)
-        and above.get("sampler") not in (None, below.get("sampler"))
-    ):
-        base = {**base, "sampling": {key: value for key, value in below.items() if key not in OWN_SETTINGS}}
-    return _merge(base, over)
+    if isinstance(below, dict) and _chosen(merged) != _chosen(base):
+        kept = {key: value for key, value in below.items() if key not in OWN_SETTINGS}
+        merged["sampling"] = _merge(kept, above) if isinstance(above, Mapping) else kept
+    return merged
+
+
+def _chosen(tree: Mapping) -> tuple:
+    """What decides which settings of its own a sampler has: objective and sampler."""
+    model, sampling = (part if isinstance(part, Mapping) else {} for part in (tree.get("model"), tree.get("sampling")))
+    return model.get("objective", "md4"), sampling.get("sampler")
 
 
 def _override(tree: dict, assignment: str) -> dict:

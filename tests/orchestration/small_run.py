@@ -37,7 +37,7 @@ def write_run(folder: Path, *overrides: str, seed: int = 0, step: int = 7) -> Pa
             "model.network.feature_dim=16",
             "model.network.heads=2",
             "model.network.layers=2",
-            "sampling.steps=24",
+            "sampling={sampler: ancestral, steps: 24}",
             *overrides,
         ],
     )

@@ -229,3 +229,5 @@ def test_another_sampler_leaves_the_presets_settings_of_its_own_behind():
     sampling = load("pydocs-tiny", ["sampling.sampler=first_hitting", "sampling.steps=8"]).sampling
     assert (sampling.sampler, sampling.steps, sampling.grid) == ("first_hitting", 8, None)
     assert load("pydocs-tiny", ["sampling.temperature=0.5"]).sampling.grid == "cosine"
+    assert load("pydocs-tiny", ["model.objective=genmd4", "evaluation.estimator=continuous"]).sampling.grid is None
+    assert load("pydocs-tiny", ["model.objective=md4"]).sampling.grid == "cosine"

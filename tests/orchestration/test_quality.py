@@ -188,7 +188,7 @@ def test_classes_are_those_of_the_references(tmp_path):
         (["stepz=3"], "stepz"),
         (["steps"], "not of the form key=value"),
         (["steps=3", "--steps", "4"], "steps is given twice"),
-        (["--length", "33"], "length is 33"),
+        (["--length", "33"], "rows of 33 tokens are longer than the 32"),
         (["--data", "absent"], "not a prepared set"),
         (["--split", "tset"], "unknown split 'tset'"),
     ],
