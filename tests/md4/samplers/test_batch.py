@@ -6,11 +6,9 @@ from torch import Tensor
 
 from md4 import noise, samplers
 from md4.errors import UserError
-from md4.model import ModelConfig, build
-from md4.networks.transformer import TransformerConfig
-from md4.objectives import MD4
 from md4.samplers import Batch, Job, SamplingConfig, ancestral
 from tests.md4.oracle import Toy
+from tests.md4.samplers.company import mixed_jobs, transformer
 
 TOY = Toy(vocabulary=3, length=4)
 
@@ -30,17 +28,6 @@ def test_argmax_leftovers_are_the_most_probable_tokens_of_one_call():
     assert samples.mode == "exact, argmax leftovers"
 
 
-def transformer(time_input: bool = True) -> MD4:
-    """A small random text network; its head and gates start at zero, so all weights are disturbed."""
-    network = TransformerConfig(feature_dim=16, heads=2, layers=2, time_input=time_input)
-    model = build(ModelConfig(vocab_size=27, length=24, network=network), seed=3)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
 OWN_SETTINGS = [
     {"steps": 1, "leftovers": "argmax"},
     {"steps": 5, "grid": "uniform"},
@@ -55,24 +42,6 @@ OWN_SETTINGS = [
 ]
 
 
-def mixed_jobs() -> list[Job]:
-    """Rows that differ in length, prompt, seed, sampler and its settings."""
-    generator = torch.Generator().manual_seed(7)
-    jobs = []
-    for index in range(24):
-        canvas = torch.randint(0, 27, (1 + index % 3, [24, 17][index % 5 == 4]), generator=generator)
-        hidden = torch.rand(canvas.shape, generator=generator) < [1.0, 0.6, 0.2][index % 3]
-        settings = SamplingConfig(
-            **OWN_SETTINGS[index % len(OWN_SETTINGS)],
-            temperature=[1.0, 0.7, 1.3][index % 3],
-            top_p=[1.0, 0.9][index // 10 % 2],
-            top_k=[None, 9][index // 7 % 2],
-        )
-        seeds = torch.randint(0, 2**53, (len(canvas),), generator=generator)
-        jobs.append(Job(torch.where(hidden, 27, canvas), seeds, settings))
-    return jobs
-
-
 def texts(results: list[samplers.Samples]) -> list[list[int]]:
     """The tokens of every row."""
     return [row for samples in results for row in samples.tokens.tolist()]
@@ -81,7 +50,7 @@ def texts(results: list[samplers.Samples]) -> list[list[int]]:
 @pytest.mark.parametrize("time_input", [True, False])
 def test_a_row_gets_the_tokens_it_gets_alone(time_input):
     """Bit-equal in float32: every row alone, and all rows in one queue at several batch sizes."""
-    model, jobs = transformer(time_input), mixed_jobs()
+    model, jobs = transformer(time_input=time_input), mixed_jobs(OWN_SETTINGS)
     alone = [samplers.run(model, [job.part(i, i + 1)])[0] for job in jobs for i in range(len(job))]
     for batch_size in (2, 7, 64):
         together = samplers.run(model, jobs, batch_size=batch_size)
@@ -91,7 +60,9 @@ def test_a_row_gets_the_tokens_it_gets_alone(time_input):
 
 
 def test_known_tokens_stand_and_no_mask_stays():
-    for job, samples in zip(mixed_jobs(), samplers.run(transformer(), mixed_jobs()), strict=True):
+    for job, samples in zip(
+        mixed_jobs(OWN_SETTINGS), samplers.run(transformer(), mixed_jobs(OWN_SETTINGS)), strict=True
+    ):
         known = job.canvas != 27
         assert torch.equal(samples.tokens[known], job.canvas[known])
         assert (samples.tokens < 27).all()
@@ -149,7 +120,7 @@ def test_labels_and_guidance_need_classes():
 
 def test_rows_join_between_calls():
     """A row that joins when others are half done gets its own tokens, and so do they."""
-    model, jobs = transformer(), mixed_jobs()
+    model, jobs = transformer(), mixed_jobs(OWN_SETTINGS)
     expected = texts(samplers.run(model, jobs))
     batch, waiting, found, number = Batch(model), list(jobs), {}, 0
     while waiting or len(batch):
