@@ -18,7 +18,7 @@ from pipelines.units import Source
 from pipelines.vocabularies import Vocabulary, vocabulary
 
 PIXELS = "pixels"  # the vocabulary of images
-_FOR_TEXT = ("document_chars",)  # settings that only text has
+_FOR_TEXT = ("document_chars", "packing")  # settings that only text has
 _FOR_IMAGES = ("shape", "levels", "fit", "damaged", "image_column", "label_column")
 _FOR_STREAM = ("order", "cache_mb", "mixture")  # settings of the order of rows, not of the rows
 _IMAGE_PART_BYTES = 2**26
@@ -63,6 +63,11 @@ class SetConfig(BaseModel):
     )
     test: float = Field(
         default=0.05, ge=0, lt=1, description="share that goes to the split test, unless the source has its own"
+    )
+    packing: Literal["concat", "windows", "document"] = Field(
+        default="concat",
+        description="how documents become rows: concat = joined and cut; windows = joined in their order, and a row "
+        "begins at every token; document = one a row, filled up with end-of-text tokens that the loss ignores",
     )
     document_chars: int = Field(
         default=20_000, ge=100, description="longer documents are cut at white space, in characters"

@@ -97,6 +97,7 @@ class Manifest(_Record):
     vocabulary_size: int
     length: int
     rows_per_group: int
+    packing: str = "concat"  # how documents became rows: `SetConfig.packing`
     source: SourceFacts
     config: dict[str, Any]
     splits: dict[str, Split]

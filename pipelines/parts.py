@@ -138,7 +138,7 @@ def _prepare_text(root: Folder, number: int, digest: str, part: list[Unit], conf
     texts: dict[str, list[tuple[bytes, str]]] = {name: [] for name in SPLITS}
     for reading in readings:
         for document in reading.documents:
-            for text in cut(words.normalise(document), config.document_chars):
+            for text in cut(words.normalise(document.text), config.document_chars):
                 split, place = assign(text, config.validation, config.test)
                 texts[split].append((place, text))
 

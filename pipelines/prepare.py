@@ -185,6 +185,7 @@ def _manifest(
         vocabulary_size=words.size,
         length=config.length,
         rows_per_group=config.rows_per_group,
+        packing=config.packing,
         source=SourceFacts(
             kind=source.kind,
             identity=source.identity,

@@ -14,24 +14,16 @@ import re
 import sys
 import sysconfig
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from md4.errors import UserError
+from pipelines.documents import Document, Reading
 from pipelines.units import Source, Unit, label_of, pieces, walk
 
 KINDS = ("pydocs", "text")
 TEXT_SUFFIXES = (".txt", ".md")
 _WHITE = b" \t\n\r\f\v"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a unit held: its documents, and a hash of the bytes they came from."""
-
-    documents: list[str]
-    sha256: str
 
 
 def open_source(kind: str, path: str | None) -> Source:
@@ -56,9 +48,9 @@ def read(unit: Unit) -> Reading:
     data = read_piece(unit)
     sha256 = hashlib.sha256(data).hexdigest()
     if unit.kind == "text":
-        return Reading([_decode(unit, data)], sha256)
-    documents = _topics(data) if unit.name == _TOPICS else _docstrings(data)
-    return Reading(documents, sha256)
+        return Reading([Document(_decode(unit, data), unit.name)], sha256)
+    texts = _topics(data) if unit.name == _TOPICS else _docstrings(data)
+    return Reading([Document(text, f"{unit.name}:{number}") for number, text in enumerate(texts)], sha256)
 
 
 # -- text files ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ PIECE = 2**22
 
 
 def documents(path: Path, piece: int = PIECE) -> list[str]:
-    return [text for unit in open_source("text", str(path)).list_units(piece) for text in read(unit).documents]
+    units = open_source("text", str(path)).list_units(piece)
+    return [document.text for unit in units for document in read(unit).documents]
 
 
 @settings(max_examples=100, deadline=None)
@@ -132,7 +133,8 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path, piece):
 def pydocs() -> dict[str, list[str]]:
     """Documents by module, read once; also shows that reading imports nothing of what it reads."""
     before = set(sys.modules)
-    found = {unit.name: read(unit).documents for unit in open_source("pydocs", None).list_units(PIECE)}
+    units = open_source("pydocs", None).list_units(PIECE)
+    found = {unit.name: [document.text for document in read(unit).documents] for unit in units}
     assert set(sys.modules) == before
     return found
 
