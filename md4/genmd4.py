@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from md4 import documents
 from md4.objectives import Loss, MaskedDiffusion
 from md4.schedules import LearnedPolynomial
 
@@ -62,35 +63,60 @@ class GenMD4(MaskedDiffusion):
         self.schedule: LearnedPolynomial = LearnedPolynomial(vocab_size, power_init)
         self.t1 = t1
 
-    def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Loss:
+    def forward(
+        self,
+        tokens: Tensor,
+        t: Tensor,
+        uniforms: Tensor,
+        labels: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Loss:
         """Surrogate and bound of each example `[B]`; `uniforms` is `[B, 2, L]`. See `MaskedDiffusion.forward`."""
         t = self.used_times(t)
         powers = self.schedule()
-        return self.terms(tokens, self.corrupt(tokens, t, uniforms, powers), t, powers, labels).loss
+        return self.terms(tokens, self.corrupt(tokens, t, uniforms, powers, real), t, powers, labels, real).loss
 
     def used_times(self, t: Tensor) -> Tensor:
         """The times `[B]` in [t1, 1) that masking, network and weight see, for t [B] in [0, 1)."""
         return (1 - self.t1) * t + self.t1
 
     @torch.no_grad()
-    def corrupt(self, tokens: Tensor, t: Tensor, uniforms: Tensor, powers: Tensor) -> Tensor:
-        """`tokens` [B, L] hidden at used times t [B] where a uniform is not below alpha: `[B, ..., L]`, as uniforms."""
+    def corrupt(
+        self, tokens: Tensor, t: Tensor, uniforms: Tensor, powers: Tensor, real: Tensor | None = None
+    ) -> Tensor:
+        """`tokens` [B, L] hidden at used times t [B] where a uniform is not below alpha: `[B, ..., L]`, as uniforms.
+
+        Only where they are `real` [B, L] (bool), if that is given.
+        """
         alpha = self.schedule.alpha(t.double()[:, None], powers[tokens])
         own = [len(tokens)] + [1] * (uniforms.ndim - 2) + [tokens.shape[1]]
-        return torch.where(uniforms < alpha.view(own), tokens.view(own), self.mask_id)
+        visible = uniforms < alpha.view(own)
+        if real is not None:
+            visible = visible | ~real.view(own)
+        return torch.where(visible, tokens.view(own), self.mask_id)
 
-    def terms(self, tokens: Tensor, z: Tensor, t: Tensor, powers: Tensor, labels: Tensor | None = None) -> Terms:
+    def terms(
+        self,
+        tokens: Tensor,
+        z: Tensor,
+        t: Tensor,
+        powers: Tensor,
+        labels: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Terms:
         """The parts of the loss for tokens [B, L], hidden independently as z [B, 2, L] at used times t [B].
 
-        Both copies go through the network in one pass of 2 B rows. `powers` [V] are those of the schedule.
+        Both copies go through the network in one pass of 2 B rows. `powers` [V] are those of the schedule; what is
+        not `real` [B, L] is visible in z and costs nothing.
         """
         copies, times = tokens.repeat_interleave(2, 0), t.repeat_interleave(2)
         classes = None if labels is None else labels.repeat_interleave(2)
         diffusion = self._diffusion_nats(copies, z.flatten(0, 1), times, powers, classes).view(-1, 2)
-        log_q = self._log_q(tokens, z, t, powers)
+        log_q = self._log_q(tokens, z, t, powers, real)
         weight = (diffusion[:, 0] - diffusion[:, 1]).detach() / 2
         score = weight * (log_q[:, 0] - log_q[:, 1])
-        return Terms(diffusion, score.to(diffusion.dtype), self.reconstruction_nats(tokens, powers).to(diffusion.dtype))
+        reconstruction = self.reconstruction_nats(tokens, powers, real)
+        return Terms(diffusion, score.to(diffusion.dtype), reconstruction.to(diffusion.dtype))
 
     def _diffusion_nats(self, tokens: Tensor, z: Tensor, t: Tensor, powers: Tensor, labels: Tensor | None) -> Tensor:
         """l `[B]` for tokens [B, L] hidden as z [B, L] at used times t [B]; its gradient stops at the choice of z."""
@@ -99,31 +125,37 @@ class GenMD4(MaskedDiffusion):
         nats = mean_power - powers[tokens] * (likelihood + 1)
         return (torch.where(z == self.mask_id, nats, 0.0).sum(1) / t).to(likelihood.dtype)
 
-    def _log_q(self, tokens: Tensor, z: Tensor, t: Tensor, powers: Tensor) -> Tensor:
-        """ln q(z | tokens) `[B, 2]`, over all positions of z [B, 2, L], differentiable in the powers."""
+    def _log_q(self, tokens: Tensor, z: Tensor, t: Tensor, powers: Tensor, real: Tensor | None) -> Tensor:
+        """ln q(z | tokens) `[B, 2]`, over all (real) positions of z [B, 2, L], differentiable in the powers."""
         times, own = t[:, None], powers[tokens]
         if_hidden = self.schedule.log_masked(times, own)[:, None]
         if_visible = self.schedule.alpha(times, own).log()[:, None]
-        return torch.where(z == self.mask_id, if_hidden, if_visible).sum(2)
+        log_q = torch.where(z == self.mask_id, if_hidden, if_visible)
+        return (log_q if real is None else torch.where(real[:, None], log_q, 0.0)).sum(2)
 
-    def reconstruction_nats(self, tokens: Tensor, powers: Tensor) -> Tensor:
+    def reconstruction_nats(self, tokens: Tensor, powers: Tensor, real: Tensor | None = None) -> Tensor:
         """R `[B]`: the expected cost of coding what of tokens [B, L] is hidden at t1, by shares t1^p of the tokens."""
         log_t1 = math.log(self.t1)
         own = powers[tokens]
         surprise = (powers * log_t1).logsumexp(0) - own * log_t1
-        return ((1 - self.schedule.eps) * (own * log_t1).exp() * surprise).sum(1)
+        return documents.per_row((1 - self.schedule.eps) * (own * log_t1).exp() * surprise, real)
 
     @torch.no_grad()
     def bound_estimate(
-        self, tokens: Tensor, fraction: Tensor, uniforms: Tensor, labels: Tensor | None = None
+        self,
+        tokens: Tensor,
+        fraction: Tensor,
+        uniforms: Tensor,
+        labels: Tensor | None = None,
+        real: Tensor | None = None,
     ) -> Tensor:
         """One draw of the negative ELBO of each example, float64 nats `[B]`, with 1 / (1 - t1) and reconstruction.
 
         Unbiased, in continuous time, if `fraction` [B] is uniform on [0, 1) and so are `uniforms` [B, L], which hide
-        as in `forward`. No gradient; dropout as the network's mode says.
+        as in `forward`, which tells what `real` is. No gradient; dropout as the network's mode says.
         """
         t = self.used_times(fraction)
         powers = self.schedule()
-        z = self.corrupt(tokens, t, uniforms, powers)
+        z = self.corrupt(tokens, t, uniforms, powers, real)
         nats = self._diffusion_nats(tokens, z, t, powers, labels).double()
-        return nats + self.reconstruction_nats(tokens, powers.double())
+        return nats + self.reconstruction_nats(tokens, powers.double(), real)

@@ -83,6 +83,7 @@ class _Draw(NamedTuple):
     fraction: Tensor  # [B] in [0, 1): the stratified coordinate, a share of 1..L or a time
     uniforms: Tensor  # [B, L] in (0, 1): which positions are hidden
     labels: Tensor | None  # [B]
+    real: Tensor | None = None  # [B, L]: what is no padding; all if None
 
 
 def nelbo(
@@ -95,14 +96,16 @@ def nelbo(
     estimator: str = "mask_count",
     labels: Tensor | None = None,
     scored: Tensor | None = None,
+    real: Tensor | None = None,
     timesteps: int | None = None,
 ) -> Tensor:
     """Estimates of the negative ELBO of whole examples, in nats: float64 `[B, draws]`.
 
     tokens: `[B, L]` int64, without masks; ids: `[B]` the examples' numbers, which with `seed` name all noise, so that
     an example's estimates don't depend on the batch it comes in; labels: classes `[B]` of class-conditional models;
-    scored: `[B, L]` bool, the positions whose likelihood is asked for, given the others, which stay visible (context,
-    padding); all if None; timesteps: T of the estimator `discrete`, the model's own if None.
+    scored: `[B, L]` bool, the positions whose likelihood is asked for, given the others, which stay visible as their
+    context; all if None; real: `[B, L]` bool, what is no padding (padding stays visible and is never scored, as in
+    training); all if None; timesteps: T of the estimator `discrete`, the model's own if None.
 
     The draws of an example are stratified (its k-draws or times are an even grid with a random start of its own): their
     mean is unbiased and less noisy than that of independent draws, but its standard error must come from the spread
@@ -115,18 +118,23 @@ def nelbo(
         raise UserError(f"draws is {draws}; at least 1 is needed")
     estimator_name(model, estimator, timesteps)  # raises for what can't be had
     if _is_genmd4(model) and scored is not None and not bool(scored.all()):
-        raise UserError("GenMD4's bound is known for whole examples only: no context, no padding")
+        raise UserError("GenMD4's bound is known for whole examples only: there can't be context")
     keys = noise.derive(noise.key(seed, "nelbo", estimator), ids.to(tokens.device))
     start = noise.uniform(noise.derive(keys, "start"), torch.zeros_like(keys))
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     columns = []
+    wanted = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored.to(tokens.device)
+    if real is not None:
+        real = real.to(tokens.device)
+        wanted = wanted & real
     for draw in range(draws):
         case = _Draw(
             tokens=tokens,
-            scored=torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored.to(tokens.device),
+            scored=wanted,
             fraction=(start + draw / draws) % 1.0,
             uniforms=noise.uniform(noise.derive(noise.derive(keys, "positions"), draw)[:, None], positions),
             labels=labels,
+            real=real,
         )
         columns.append(_estimate(model, case, estimator, timesteps))
     nats = torch.stack(columns, dim=1)
@@ -179,7 +187,8 @@ def _genmd4(model: "GenMD4", case: _Draw) -> Tensor:
     """GenMD4's own draw, `[B]`."""
     fill, labels = _filled(case)
     with _evaluating(model):
-        nats = model.bound_estimate(case.tokens[fill], case.fraction[fill], case.uniforms[fill], labels)
+        real = None if case.real is None else case.real[fill]
+        nats = model.bound_estimate(case.tokens[fill], case.fraction[fill], case.uniforms[fill], labels, real)
     return nats[: len(case.tokens)]
 
 

@@ -38,6 +38,15 @@ class ModelConfig(BaseModel):
     power_init: float = Field(1.0, gt=0, description="power that genmd4's learned schedules start from")
     time: Literal["continuous", "discrete"] = Field("continuous", description="kind of time in the loss")
     timesteps: int = Field(1000, ge=1, description="steps of discrete time; unused in continuous time")
+    attention: Literal["full", "document"] = Field(
+        "full",
+        description="what a position of a text sees: full = its row, document = its own document alone. Documents end "
+        "with the vocabulary's end-of-text token, known to the network in training; in sampling those count that are "
+        "in the prompt or drawn already",
+    )
+    end_of_text: int | None = Field(
+        None, ge=0, description="the token that ends a document, of attention=document; follows from the vocabulary"
+    )
     network: Annotated[NetworkConfig, Field(discriminator="kind")] = Field(
         default_factory=lambda: TransformerConfig(), description="the network"
     )
@@ -78,6 +87,15 @@ class ModelConfig(BaseModel):
                 problems.append(
                     f"shape={list(self.shape)}: this uvit needs height and width in multiples of {self.network.divisor}"
                 )
+        if self.attention == "document":
+            if not isinstance(self.network, TransformerConfig):
+                problems.append("attention=document is for text: images are not made of documents")
+            elif self.end_of_text is None or self.end_of_text >= self.vocab_size:
+                problems.append(
+                    f"attention=document needs a vocabulary with an end-of-text token below vocab_size="
+                    f"{self.vocab_size}, and end_of_text={self.end_of_text}: text8 has none, gpt2 has one, and so has "
+                    "every tokenizer of `md4 tokenizer train`"
+                )
         if self.label_dropout and not self.classes:
             problems.append(f"label_dropout={self.label_dropout} hides classes, but classes=0")
         if self.objective == "genmd4" and self.time != "continuous":
@@ -109,7 +127,8 @@ def _network(config: ModelConfig, compute: torch.dtype) -> Transformer | UNet | 
         case UViTConfig() if shape:
             return UViT(config.network, shape, V, classes, compute)
         case TransformerConfig():
-            return Transformer(config.network, V, classes, compute)
+            end = config.end_of_text if config.attention == "document" else None
+            return Transformer(config.network, V, classes, compute, end)
     raise ValueError(f"network.kind={config.network.kind} does not fit shape={shape}")
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from md4 import noise
+from md4 import documents, noise
 from md4.errors import UserError
 from md4.masked_loss import IGNORED, Scores, plain_scores
 from md4.schedules import Schedule
@@ -121,13 +121,22 @@ class MaskedDiffusion(nn.Module, ABC):
         A network that can give it without the logits `[B, L, V]` has a method `scores` of its own. powers: `[V]`.
         """
         targets = torch.where(z == self.mask_id, tokens, IGNORED)
-        own = getattr(self.network, "scores", None)
+        own: Any = getattr(self.network, "scores", None)
         if own is not None:
-            return own(z, t, labels, targets, powers)
+            end = getattr(self.network, "end_of_text", None)
+            segments = None if end is None else documents.segments(tokens, end)  # hidden ends count, too
+            return own(z, t, labels, targets, powers, segments)
         return plain_scores(self._network(z, t, labels), targets, powers)
 
     @abstractmethod
-    def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Loss:
+    def forward(
+        self,
+        tokens: Tensor,
+        t: Tensor,
+        uniforms: Tensor,
+        labels: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Loss:
         """The loss of each example `[B]`: one Monte Carlo draw, given by the arguments (dropout aside).
 
         Args:
@@ -135,6 +144,8 @@ class MaskedDiffusion(nn.Module, ABC):
             t: times `[B]` in [0, 1).
             uniforms: in (0, 1), as `noise` makes them; a position stays visible iff its uniform is below its alpha(t).
             labels: classes `[B]`, for a class-conditional network.
+            real: bool `[B, L]`, what is no padding; None: everything. Padding is never hidden and costs nothing: the
+                loss is that of the other tokens, given how many there are.
         """
 
     def noise(
@@ -183,11 +194,21 @@ class MD4(MaskedDiffusion):
         self.continuous = continuous
         self.timesteps = timesteps
 
-    def forward(self, tokens: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> Loss:
+    def forward(
+        self,
+        tokens: Tensor,
+        t: Tensor,
+        uniforms: Tensor,
+        labels: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Loss:
         """The negative ELBO of each example, float32 `[B]`; `uniforms` is `[B, L]`. See `MaskedDiffusion.forward`."""
         t = self.used_times(t)
-        nats = self.diffusion_nats(tokens, self.corrupt(tokens, t, uniforms), t, labels)
-        nats = nats + self.reconstruction(tokens.shape[1]) + self.prior(tokens.shape[1])
+        z = self.corrupt(tokens, t, uniforms)
+        z = z if real is None else torch.where(real, z, tokens)
+        nats = self.diffusion_nats(tokens, z, t, labels)
+        count = tokens.shape[1] if real is None else real.sum(1).to(nats.dtype)
+        nats = nats + self.reconstruction(count) + self.prior(count)
         return Loss(optimised=nats, bound=nats.detach())
 
     def used_times(self, t: Tensor) -> Tensor:
@@ -219,10 +240,13 @@ class MD4(MaskedDiffusion):
         likelihood = self.scores(tokens, z, t, labels).log_likelihood
         return self.loss_weight(t).to(likelihood.dtype) * likelihood.sum(1)
 
-    def reconstruction(self, n_tokens: int) -> float:
-        """The reconstruction term of an example of `n_tokens`, in nats: what is hidden at t = 0, guessed blindly."""
+    def reconstruction(self, n_tokens: Any) -> Any:
+        """The reconstruction term of an example of `n_tokens`, in nats: what is hidden at t = 0, guessed blindly.
+
+        A number of a number; of numbers `[B]`, numbers `[B]`.
+        """
         return n_tokens * self.schedule.eps * math.log(self.vocab_size)
 
-    def prior(self, n_tokens: int) -> float:
+    def prior(self, n_tokens: Any) -> float:
         """The prior term: 0 by convention. (A token stays visible at t = 1 with probability eps; that is dropped.)"""
         return 0.0

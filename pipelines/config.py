@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from md4.errors import UserError
 from pipelines import images, sources
@@ -15,7 +15,7 @@ from pipelines.manifest import MANIFEST
 from pipelines.quotas import quotas
 from pipelines.storage import Folder, location
 from pipelines.units import Source
-from pipelines.vocabularies import Vocabulary, vocabulary
+from pipelines.vocabularies import Trained, Vocabulary, located, vocabulary
 
 PIXELS = "pixels"  # the vocabulary of images
 _FOR_TEXT = ("document_chars", "packing")  # settings that only text has
@@ -39,7 +39,8 @@ class SetConfig(BaseModel):
     )
     vocabulary: str = Field(
         default="text8",
-        description="how documents become tokens: text8 (the 27 symbols a-z and space), gpt2, or pixels",
+        description="how documents become tokens: text8 (the 27 symbols a-z and space), gpt2, a tokenizer.json or the "
+        "folder of one, as `md4 tokenizer train` writes it; of images pixels",
     )
     length: int = Field(
         default=256, ge=8, le=65536, description="tokens of a row; for images height * width * channels, by default"
@@ -108,6 +109,11 @@ class SetConfig(BaseModel):
             filled["levels"] = images.native_levels(kind)
         return filled
 
+    @field_validator("vocabulary")
+    @classmethod
+    def _located(cls, name: str) -> str:
+        return located(name)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.source in images.KINDS:
@@ -151,6 +157,12 @@ class SetConfig(BaseModel):
         """The vocabulary of the set; UserError for an unknown one."""
         return vocabulary(self.vocabulary if self.levels in (None, 256) else f"{self.vocabulary}{self.levels}")
 
+    @property
+    def vocabulary_name(self) -> str:
+        """Of `vocabulary`, wherever its file lies."""
+        words = None if self.has_images else self.tokens
+        return words.name if isinstance(words, Trained) else self.vocabulary
+
     def recipe(self) -> images.Recipe:
         """How images become tokens."""
         assert self.shape is not None
@@ -162,7 +174,7 @@ class SetConfig(BaseModel):
     def content(self) -> dict[str, Any]:
         """The configuration as far as it decides the result."""
         left_out = {"directory", *_FOR_STREAM, *(_FOR_TEXT if self.has_images else _FOR_IMAGES)}
-        return self.model_dump(exclude=left_out)
+        return {**self.model_dump(exclude=left_out), "vocabulary": self.vocabulary_name}
 
 
 class MixedSet(SetConfig):
@@ -251,7 +263,7 @@ def config_digest(config: DataConfig, source: Source) -> str:
 def prepared_path(config: DataConfig) -> Path | Folder:
     """The folder of the prepared set of this configuration, whether or not it exists."""
     source = open_source(config)
-    name = f"{source.label}-{config.vocabulary}-{config.length}-{config_digest(config, source)[:8]}"
+    name = f"{source.label}-{config.vocabulary_name}-{config.length}-{config_digest(config, source)[:8]}"
     return location(config.directory) / name
 
 

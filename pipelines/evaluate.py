@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from md4 import documents
 from md4.errors import UserError
 from md4.likelihood import estimator_name, nelbo, ratio_and_error
 from md4.objectives import MaskedDiffusion
@@ -136,6 +137,7 @@ class _Facts:
     characters_per_token: float | None = None
     documents: np.ndarray | None = None  # [rows], where it is known which rows belong together
     zero_shot: ZeroShotFacts | None = None
+    end_of_text: int | None = None  # behind the first of these a row is padding; None: there is no padding
 
 
 class _Rows(NamedTuple):
@@ -175,6 +177,7 @@ def _open(data: ShardSet | ZeroShotSet | np.ndarray, vocabulary: str) -> _Source
             characters_per_token=None
             if shards.shape
             else _ratio(split.characters, split.tokens, shards.vocabulary.name),
+            end_of_text=shards.end_of_rows,
         )
         return _Source(facts, shards)
     if isinstance(data, ZeroShotSet):
@@ -259,7 +262,7 @@ class _Scorer:
         return {"place": places, "nats": nats, "tokens": tokens, "error": np.full(len(places), error, object)}
 
     def _estimate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows, options = self.source.read(ids), self.options
+        rows, options, end = self.source.read(ids), self.options, self.source.facts.end_of_text
         tokens = torch.from_numpy(rows.tokens.astype(np.int64))
         if tokens.max() >= self.model.vocab_size:
             raise UserError(f"the set holds token {int(tokens.max())}, the model knows 0..{self.model.vocab_size - 1}")
@@ -273,9 +276,13 @@ class _Scorer:
             estimator=options.estimator,
             labels=self._labels(rows.labels, device),
             scored=None if rows.scored is None else torch.from_numpy(rows.scored),
+            real=None if end is None else documents.no_padding(tokens, end),
             timesteps=options.timesteps,
         )
-        counts = np.full(len(ids), tokens.shape[1]) if rows.scored is None else rows.scored.sum(axis=1)
+        if end is not None:
+            counts = documents.no_padding(tokens, end).sum(1).numpy()
+        else:
+            counts = np.full(len(ids), tokens.shape[1]) if rows.scored is None else rows.scored.sum(axis=1)
         return nats.mean(dim=1).cpu().numpy(), counts
 
     def _labels(self, labels: np.ndarray | None, device: torch.device) -> torch.Tensor | None:

@@ -14,6 +14,7 @@ from pipelines.manifest import FORMAT, MANIFEST, VERSION, Manifest, NGrams, Pixe
 from pipelines.parts import summed
 from pipelines.shards import ShardSet
 from pipelines.storage import Folder, Place
+from pipelines.vocabularies import keep, vocabulary
 
 # -- one set ---------------------------------------------------------------------------------------------------------
 
@@ -137,6 +138,7 @@ def merge(
                 parts.append(split.model_copy(update={"shards": copies}))
         splits[name] = Split.joined(parts)
     manifest = _merged(sets, splits, into)
+    keep(vocabulary(sets[0][1].vocabulary, sets[0][0]), into)
     into.write(MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
     return manifest
 

@@ -33,7 +33,7 @@ from pipelines.parts import (
 )
 from pipelines.storage import Folder, location
 from pipelines.units import Source, Unit
-from pipelines.vocabularies import Vocabulary
+from pipelines.vocabularies import Vocabulary, keep
 
 _STALE_SECONDS = 3600.0  # temporary files older than this have no process that still writes them
 
@@ -65,6 +65,7 @@ def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path |
         raise RuntimeError(f"{len(parts) - len(records)} records of parts disappeared from {root.path('parts')!r}")
     manifest = _manifest(config, source, whole, words, root, records)
     _remove_leftovers(root, manifest, len(parts))
+    keep(words, root)
     root.write(MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
     rows = ", ".join(f"{name} {split.rows:,} rows" for name, split in manifest.splits.items())
     if manifest.pixels and manifest.pixels.converted:

@@ -96,7 +96,12 @@ class ShardSet:
     @property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary that the set's tokens belong to."""
-        return vocabulary(self.manifest.vocabulary)
+        return vocabulary(self.manifest.vocabulary, self.root)
+
+    @property
+    def end_of_rows(self) -> int | None:
+        """The token behind whose first occurrence a row is padding; None where rows hold no padding."""
+        return self.vocabulary.end_of_text if self.manifest.packing == "document" else None
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Rows `[n, L]` of ids `[n]` in `0..rows-1`, in the stored dtype (`.dtype`: unsigned, small).

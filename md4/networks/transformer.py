@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from md4 import documents
 from md4.masked_loss import PLAIN_UP_TO, Head, Hidden, Scores, plain_scores, spread
 from md4.networks.conditioning import Conditioning
 from md4.networks.recompute import run_block
@@ -81,8 +82,10 @@ def rotate(x: Tensor, by: Tensor) -> Tensor:
     return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, allowed: Tensor | None = None) -> Tensor:
     """softmax(q k' / sqrt(E)) v for q, k, v [B, H, L, E], with dropout of the attention probabilities.
+
+    allowed: bool `[B, 1, L, L]`, which keys (last axis) a query sees; None: all of them.
 
     In bfloat16 on a CPU the products are written out: PyTorch's fused kernel is slower there than in float32, and takes
     three times as long, forward and backward, as this (L = 256; E = 32 or 64), whose rounding errors are up to twice
@@ -91,9 +94,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 512:
         scores = (q.contiguous() * q.shape[-1] ** -0.5) @ k.contiguous().transpose(-2, -1)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
         weights = torch.softmax(scores, dim=-1)
         return (F.dropout(weights, dropout) if dropout else weights) @ v.contiguous()
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
 
 
 class ChannelDropout(nn.Module):
@@ -110,7 +115,7 @@ class ChannelDropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full (not causal) multi-head self-attention with rotary positions."""
+    """Multi-head self-attention with rotary positions, not causal: over the row, or what of it is allowed."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -123,13 +128,13 @@ class Attention(nn.Module):
         self.wo = nn.Linear(width, width, bias=False)
         self.dropout = ChannelDropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; `allowed` as of `attend`."""
         q, k, v = (w(x).unflatten(-1, (self.heads, -1)) for w in (self.wq, self.wk, self.wv))
         turn = rotations(q.shape[1], q.shape[3], q.device)
         q, k = rotate(q, turn), rotate(k, turn)
         rate = self.rate if self.training else 0.0
-        mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), rate)
+        mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), rate, allowed)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -171,20 +176,23 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """x [B, L, D] float32, condition [B or more, E] (already activated) or None -> [B, L, D] float32."""
+    def forward(self, x: Tensor, condition: Tensor | None, allowed: Tensor | None = None) -> Tensor:
+        """x [B, L, D] float32, condition [B or more, E] (already activated) or None -> [B, L, D] float32.
+
+        allowed: which positions see which, as of `attend`.
+        """
         if self.modulation is None or condition is None:
-            h = x + self._branch(self.attention, self.attention_norm(x))
+            h = x + self._branch(self.attention, self.attention_norm(x), allowed)
             return h + self._branch(self.mlp, self.mlp_norm(h))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[: len(x), None].chunk(6, dim=-1)
-        h = torch.addcmul(x, gate_a, self._branch(self.attention, modulated_norm(x, shift_a, scale_a)))
+        h = torch.addcmul(x, gate_a, self._branch(self.attention, modulated_norm(x, shift_a, scale_a), allowed))
         return torch.addcmul(h, gate_m, self._branch(self.mlp, modulated_norm(h, shift_m, scale_m)))
 
-    def _branch(self, module: nn.Module, x: Tensor) -> Tensor:
+    def _branch(self, module: nn.Module, x: Tensor, *rest: Tensor | None) -> Tensor:
         if self.compute == torch.float32:
-            return module(x)
+            return module(x, *rest)
         with torch.autocast(x.device.type, self.compute):
-            return module(x.to(self.compute))  # one cast for all the products that read it
+            return module(x.to(self.compute), *rest)  # one cast for all the products that read it
 
 
 class Transformer(nn.Module):
@@ -197,15 +205,23 @@ class Transformer(nn.Module):
         vocab_size: V real tokens; the input has one more, the mask, and the output has not.
         classes: number of classes, 0 for none.
         compute: torch.bfloat16 to run the blocks in it, else torch.float32.
+        end_of_text: the token that ends a document, if a position is to see its own document alone; None: it sees the
+            whole row. An end-of-text token belongs to the document before it.
 
     The weights are what PyTorch makes them until `initialise` is called (`md4.model.build` does).
     """
 
     def __init__(
-        self, config: TransformerConfig, vocab_size: int, classes: int = 0, compute: torch.dtype = torch.float32
+        self,
+        config: TransformerConfig,
+        vocab_size: int,
+        classes: int = 0,
+        compute: torch.dtype = torch.float32,
+        end_of_text: int | None = None,
     ):
         super().__init__()
         self.config = config
+        self.end_of_text = end_of_text
         self.compute = compute
         conditioned = config.time_input or classes > 0
         embedding = config.feature_dim if config.outside_embed else config.width
@@ -230,23 +246,36 @@ class Transformer(nn.Module):
             return self.head(self.body(z, t, labels))
 
     def scores(
-        self, z: Tensor, t: Tensor | float, labels: Tensor | None, targets: Tensor, powers: Tensor | None = None
+        self,
+        z: Tensor,
+        t: Tensor | float,
+        labels: Tensor | None,
+        targets: Tensor,
+        powers: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Scores:
         """What a loss needs of the logits of z [B, L], without making them: see `md4.masked_loss`.
 
-        targets: true tokens `[B, L]`, `IGNORED` where they cost nothing; powers: `[V]`, of learned schedules.
+        targets: true tokens `[B, L]`, `IGNORED` where they cost nothing; powers: `[V]`, of learned schedules;
+        segments: as of `body`.
         """
         if self.head.out_features <= PLAIN_UP_TO:
-            return plain_scores(self(z, t, labels), targets, powers)
+            with torch.autocast(z.device.type, enabled=False):
+                return plain_scores(self.head(self.body(z, t, labels, segments)), targets, powers)
         hidden = Hidden(targets)  # before the body
         with torch.autocast(z.device.type, enabled=False):
-            x = self.body(z, t, labels)
+            x = self.body(z, t, labels, segments)
             rows = hidden.rows()  # after it
             pair = self.head(x.flatten(0, 1).index_select(0, rows), targets.flatten()[rows], powers)
             return spread(pair, rows, targets)
 
-    def body(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    def body(
+        self, z: Tensor, t: Tensor | float, labels: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
         """What the head projects: float32 `[B, L, D]`. Arguments as of `forward`.
+
+        segments: the document `[B, L]` that each position belongs to, where a position sees its own document alone;
+        None: as the end-of-text tokens say that are visible in z.
 
         There may be more times and labels than rows; what is beyond them changes nothing (see md4.inference).
         """
@@ -256,9 +285,13 @@ class Transformer(nn.Module):
                 t = torch.as_tensor(t, device=z.device)
                 t = t.expand(z.shape[0]) if t.ndim == 0 else t
                 condition = GATES[self.config.mlp](self.conditioning(t, labels))
+            allowed = None
+            if self.end_of_text is not None:
+                segments = documents.segments(z, self.end_of_text) if segments is None else segments
+                allowed = documents.same_document(segments)
             x = self.lift(self.embed(z))
             for block in self.blocks:
-                x = run_block(block, self.config.checkpoint_activations, x, condition)
+                x = run_block(block, self.config.checkpoint_activations, x, condition, allowed)
             if self.modulation is None or condition is None:
                 return self.norm(x)
             shift, scale = self.modulation(condition)[: len(x), None].chunk(2, dim=-1)
