@@ -62,7 +62,7 @@ def mask_uniforms(seed: int, step: int, slots: Tensor, length: int) -> Tensor:
     return noise.uniform(keys[:, None], torch.arange(length, device=slots.device))
 
 
-def bits_per_token(nats: Tensor, length: int) -> Tensor:
+def bits_per_token(nats: Tensor, length: Tensor | float) -> Tensor:
     """Nats per example, `[...]`, as bits per token of examples of `length` tokens."""
     return nats / (length * math.log(2))
 

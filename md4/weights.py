@@ -3,6 +3,7 @@
     exports/mine/
         model.safetensors    float32 weights by parameter name
         config.json          the model's configuration, how it is sampled, its symbols, the sha256 of the weights
+        tokenizer.json       of vocabularies that such a file describes; needs the package `tokenizers` to be used
 
     import md4
     model = md4.load("exports/mine")
@@ -19,6 +20,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -34,9 +36,9 @@ from md4.errors import UserError
 from md4.model import ModelConfig, skeleton
 from md4.objectives import MaskedDiffusion
 from md4.samplers import Job, SamplingConfig, wording
+from md4.text import Pieces, Symbols
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-HOLE = "_"  # how a mask is shown in text
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
 class Card(BaseModel):
@@ -50,6 +52,7 @@ class Card(BaseModel):
     sampling: SamplingConfig = Field(SamplingConfig(), description="how it is sampled unless told otherwise")
     vocabulary: str | None = Field(None, description="name of the vocabulary of its tokens")
     symbols: str | None = Field(None, description="the character of each token, of vocabularies that have such")
+    tokenizer_sha256: str | None = Field(None, description="of tokenizer.json, of vocabularies that have one")
     sha256: str = Field(description="of the file of weights")
     code_version: str | None = None
     source: dict[str, Any] = Field(default_factory=dict, description="where the weights come from, for the reader")
@@ -61,6 +64,7 @@ class Pretrained:
 
     model: MaskedDiffusion
     card: Card
+    folder: Path | None = None  # where tokenizer.json is
 
     @property
     def config(self) -> ModelConfig:
@@ -115,12 +119,24 @@ class Pretrained:
         return result.tokens if shape is None else result.tokens.unflatten(1, shape)
 
     def text(self, tokens: Tensor) -> list[str]:
-        """Tokens `[n, L]` as text, masks shown as `_`; UserError unless the model's vocabulary has symbols."""
-        symbols = self.card.symbols
-        if symbols is None:
-            name = self.card.vocabulary
+        """Tokens `[n, L]` as text, masks shown as `_`; UserError if the folder doesn't say what its tokens are."""
+        return [self._words.decode(row) for row in tokens.flatten(1).tolist()]
+
+    def tokens(self, text: str) -> Tensor:
+        """Text as tokens `[n]` int64, `_` being the mask: the beginning of a canvas. UserError as of `text`."""
+        return torch.tensor(self._words.encode(text), dtype=torch.int64)
+
+    @cached_property
+    def _words(self) -> Symbols | Pieces:
+        if self.card.symbols is not None:
+            return Symbols(self.card.symbols)
+        name = self.card.vocabulary
+        if self.card.tokenizer_sha256 is None or self.folder is None:
             raise UserError(f"the tokens of vocabulary {name!r} are not characters: decode them with that vocabulary")
-        return ["".join((symbols + HOLE)[token] for token in row) for row in tokens.flatten(1).tolist()]
+        file = self.folder / TOKENIZER
+        if not file.is_file() or _sha256(file) != self.card.tokenizer_sha256:
+            raise UserError(f"{file} is missing or damaged (its sha256 is not the one in {CONFIG})")
+        return Pieces(file, self.config.vocab_size)
 
     def _canvases(self, count: int | None, length: int | None, canvas: Tensor | None) -> Tensor:
         """What is known of each example, `[count, L]`."""
@@ -148,6 +164,8 @@ class Pretrained:
         if not isinstance(stop, str):
             return stop
         symbols = self.card.symbols or ""
+        if self.card.tokenizer_sha256 is not None and (token := self._words.token(stop)) is not None:
+            return token
         if len(stop) != 1 or stop not in symbols:
             known = f"one of the symbols {symbols!r}" if symbols else "the number of a token: it has no symbols"
             raise UserError(f"stop is {stop!r}; this model takes {known}")
@@ -175,11 +193,13 @@ def export(
     sampling: SamplingConfig | None = None,
     vocabulary: str | None = None,
     symbols: str | None = None,
+    tokenizer: bytes | None = None,
     source: dict[str, Any] | None = None,
 ) -> Path:
     """Write `model`, which is of `config`, to a new folder; returns it. The folder appears complete or not at all.
 
-    The other arguments are those of `Card`. Raises UserError if the folder exists and isn't empty.
+    tokenizer: content of the vocabulary's tokenizer.json, if it has one. The other arguments are those of `Card`.
+    Raises UserError if the folder exists and isn't empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -191,11 +211,14 @@ def export(
         tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, str(aside / WEIGHTS), metadata={"format": "pt"})
         (aside / WEIGHTS).chmod(0o644)  # safetensors makes it private; an export is there to be shared
+        if tokenizer is not None:
+            (aside / TOKENIZER).write_bytes(tokenizer)
         card = Card(
             model=config,
             sampling=sampling or SamplingConfig(),
             vocabulary=vocabulary,
             symbols=symbols,
+            tokenizer_sha256=None if tokenizer is None else _sha256(aside / TOKENIZER),
             sha256=_sha256(aside / WEIGHTS),
             code_version=_code_version(),
             source=source or {},
@@ -238,7 +261,7 @@ def load(folder: str | Path, *, compute: torch.dtype = torch.float32, device: to
     # Copied rather than taken over: the file's tensors lie at odd addresses, for which kernels round otherwise.
     model.to_empty(device="cpu")
     model.load_state_dict(tensors)
-    return Pretrained(model.eval().to(device), card)
+    return Pretrained(model.eval().to(device), card, folder)
 
 
 def _read_card(folder: Path) -> Card:

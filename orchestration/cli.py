@@ -219,7 +219,9 @@ def sample(
     mask: Annotated[Path | None, typer.Option(help="image that is white where --image is to be filled")] = None,
     count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
     length: Annotated[int | None, typer.Option(help="tokens of a sample; more than the model's need block=N")] = None,
-    stop: Annotated[str | None, typer.Option(help="one token that ends a text")] = None,
+    stop: Annotated[
+        str | None, typer.Option(help="one token that ends a text; of models of single documents <|endoftext|>")
+    ] = None,
     seed: Seed = None,
     label: Annotated[int | None, typer.Option(help="class of the samples, of class-conditional models")] = None,
     ema: Annotated[bool, typer.Option(help="averaged weights")] = True,

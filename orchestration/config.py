@@ -105,7 +105,10 @@ class Config(_Part):
             if isinstance(network, dict) and network.get("kind") in ("unet", "uvit"):
                 implied["shape"] = data.get("shape")
         else:
-            implied["vocab_size"] = vocabulary(data["vocabulary"]).size
+            words = vocabulary(data["vocabulary"])
+            implied["vocab_size"] = words.size
+            if tree["model"].get("attention") == "document":
+                implied["end_of_text"] = words.end_of_text
         return {**tree, "model": implied | tree["model"]}
 
     @model_validator(mode="after")
@@ -122,7 +125,9 @@ class Config(_Part):
                 problems.append(str(error))
         if self.model.length != self.data.length:
             problems.append(f"model.length={self.model.length} must equal data.length={self.data.length}")
-        size = self.data.tokens.size
+        size, end = self.data.tokens.size, self.data.tokens.end_of_text
+        if self.model.attention == "document" and self.model.end_of_text != end:
+            problems.append(f"model.end_of_text={self.model.end_of_text}: that of {self.data.vocabulary} is {end}")
         if self.model.vocab_size != size:
             problems.append(f"model.vocab_size={self.model.vocab_size}: {self.data.vocabulary} has {size} tokens")
         if self.model.shape is not None and self.model.shape != self.data.shape:

@@ -22,7 +22,7 @@ from pipelines.evaluate import evaluate
 from pipelines.reports import LikelihoodReport, Provenance, write
 from pipelines.shards import ShardSet
 from pipelines.storage import Folder, Place
-from pipelines.vocabularies import BytePairs, Vocabulary, vocabulary
+from pipelines.vocabularies import BytePairs, Trained, Vocabulary, vocabulary
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def open_subject(path: Path, ema: bool = True, report: Callable[[str], None] = p
     """The model of a run's newest sound checkpoint, or of an exported folder; UserError if it is neither."""
     if (path / weights.CONFIG).is_file():
         found = weights.load(path)
-        words = None if found.card.vocabulary is None else vocabulary(found.card.vocabulary)
+        words = None if found.card.vocabulary is None else vocabulary(found.card.vocabulary, path)
         facts = Provenance(run=path.absolute().name, step=None, weights_hash=found.card.sha256[:16])
         return Subject(found.model, found.config.length, words, facts)
     loaded = load_model(path, ema=ema, report=report)
@@ -144,12 +144,14 @@ def _sets(subject: Subject, wanted: Evaluation) -> Iterator[ShardSet | zero_shot
     else:
         raise UserError("an exported model has no data of its own: name a prepared set by --data, or use --zero-shot")
     shards = ShardSet(folder, wanted.split or "validation")
-    size, length = shards.manifest.vocabulary_size, shards.length
+    name, size, length = shards.manifest.vocabulary, shards.manifest.vocabulary_size, shards.length
     if (size, length) != (subject.model.vocab_size, subject.length):
         raise UserError(
             f"{folder} has rows of {length} tokens of a vocabulary of {size}, "
             f"the model rows of {subject.length} of {subject.model.vocab_size}"
         )
+    if isinstance(subject.vocabulary, Trained) and name != subject.vocabulary.name:
+        raise UserError(f"{folder} has tokens of the vocabulary {name}, the model those of {subject.vocabulary.name}")
     yield shards
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from md4 import documents
 from md4.errors import UserError
-from md4.likelihood import mean_and_error
+from md4.likelihood import mean_and_error, ratio_and_error
 from md4.objectives import bits_per_token
 from md4.samplers.grid_search import Costs, candidates, estimate_costs, search
 from md4.samplers.grids import GRIDS, time_grid
@@ -137,10 +138,17 @@ def run(path: Path, wanted: Search, report: Callable[[str], None] = print) -> tu
 
 def _bound(costs: Costs, checked: Costs, grid: tuple[float, ...], uniform: tuple[float, ...], length: int) -> Bound:
     """What a grid is worth on the rows of both tables, and beside the uniform one."""
-    mean, error = mean_and_error(bits_per_token(checked.bound(grid), length))
-    gain, gain_error = mean_and_error(bits_per_token(checked.bound(uniform) - checked.bound(grid), length))
-    searched = float(bits_per_token(costs.bound(grid), length).mean())
+    mean, error = _bits(checked, checked.bound(grid), length)
+    gain, gain_error = _bits(checked, checked.bound(uniform) - checked.bound(grid), length)
+    searched, _ = _bits(costs, costs.bound(grid), length)
     return Bound(searched=searched, checked=mean, standard_error=error, gain=gain, gain_error=gain_error)
+
+
+def _bits(costs: Costs, nats: torch.Tensor, length: int) -> tuple[float, float]:
+    """Nats of rows `[B]` as bits per token, padding aside, and the standard error."""
+    if costs.tokens is None:
+        return mean_and_error(bits_per_token(nats, length))
+    return ratio_and_error(bits_per_token(nats, 1), costs.tokens, torch.arange(len(nats)))
 
 
 def _costs(loaded: Loaded, data: ShardSet, ids: np.ndarray, times: torch.Tensor, wanted: Search) -> Costs:
@@ -150,5 +158,6 @@ def _costs(loaded: Loaded, data: ShardSet, ids: np.ndarray, times: torch.Tensor,
         if labels is None:
             raise UserError("the model is told a class, but the rows have no labels")
         known = torch.from_numpy(labels.astype(np.int64))
-    rows = torch.from_numpy(tokens.astype(np.int64))
-    return estimate_costs(loaded.model, rows, times, draws=wanted.draws, seed=wanted.seed, labels=known)
+    rows, end = torch.from_numpy(tokens.astype(np.int64)), data.end_of_rows
+    real = None if end is None else documents.no_padding(rows, end)
+    return estimate_costs(loaded.model, rows, times, draws=wanted.draws, seed=wanted.seed, labels=known, real=real)

@@ -16,7 +16,7 @@ from md4.errors import UserError
 from pipelines.image_quality import FeatureNetwork, compare
 from pipelines.images import brightness
 from pipelines.judges import Judge, Scores
-from pipelines.quality import mauve, measure
+from pipelines.quality import TextQuality, mauve, measure
 from pipelines.vocabularies import Vocabulary
 
 
@@ -29,34 +29,52 @@ class Measure(Protocol):
 class Texts:
     """Entropy and distinct n-grams; with a judge (a folder or a name on the hub) the perplexity; MAUVE if wanted.
 
-    references: real rows `[M, L]`, measured in the same way, or None. UserError if MAUVE is wanted without them.
+    references: real rows `[M, L]`, measured in the same way, or None. end: the token behind whose first occurrence a
+    row is padding, which is not measured. UserError if MAUVE is wanted without references.
     """
 
-    def __init__(self, vocabulary: Vocabulary, references: np.ndarray | None, judge: str | None, with_mauve: bool):
-        self.vocabulary, self.with_mauve = vocabulary, with_mauve
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        references: np.ndarray | None,
+        judge: str | None,
+        with_mauve: bool,
+        end: int | None = None,
+    ):
+        self.vocabulary, self.with_mauve, self.end = vocabulary, with_mauve, end
         self.judge = None if judge is None else Judge.load(judge)
         self.scores = None if references is None else self._scored(references, "judging real texts")
-        self.real = None if references is None else measure(references, vocabulary.size, self.scores)
+        self.real = None if references is None else self._measured(references, self.scores)
         self.features = None if self.scores is None else self.scores.features
         if with_mauve and self.features is None:
             raise UserError("MAUVE needs a judge, and real texts to compare with")
 
     def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
         scores = self._scored(tokens, "judging samples")
-        found: dict[str, Any] = {"text": measure(tokens, self.vocabulary.size, scores), "data": self.real}
+        found: dict[str, Any] = {"text": self._measured(tokens, scores), "data": self.real}
         if self.judge is not None:
             found["judge"] = self.judge.facts
         if self.features is not None and scores is not None and scores.features is not None:
             found["mauve"] = mauve(scores.features, self.features)
         return found
 
+    def _measured(self, rows: np.ndarray, scores: Scores | None) -> TextQuality:
+        counts = None if self.end is None else np.array([min(_first(row, self.end) + 1, len(row)) for row in rows])
+        return measure(rows, self.vocabulary.size, scores, counts)
+
     def _scored(self, rows: np.ndarray, what: str) -> Scores | None:
         if self.judge is None:
             return None
-        texts = [self.vocabulary.decode(row) for row in rows]
+        texts = [self.vocabulary.decode(row[: _first(row, self.end)]) for row in rows]
         with progress(what, "windows") as bar:
             task = bar.add_task("", total=None)
             return self.judge.score(texts, features=self.with_mauve, advance=lambda done: bar.advance(task, done))
+
+
+def _first(row: np.ndarray, end: int | None) -> int:
+    """The place of the first `end` in a row [L]; L if there is none."""
+    places = np.flatnonzero(row == end) if end is not None else ()
+    return int(places[0]) if len(places) else len(row)
 
 
 class Images:

@@ -188,7 +188,7 @@ def _read(data: ShardSet | None, wanted: Wanted) -> _References:
 def _measure(loaded: Loaded, wanted: Wanted, real: _References, say: Callable[[str], None]) -> Measure:
     config = loaded.config.data
     if not config.has_images:
-        return Texts(loaded.vocabulary, real.rows, wanted.judge, wanted.mauve)
+        return Texts(loaded.vocabulary, real.rows, wanted.judge, wanted.mauve, config.end_of_rows)
     assert config.shape is not None
     assert config.levels is not None
     assert wanted.features is not None

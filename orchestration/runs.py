@@ -1,6 +1,8 @@
 """A run's folder (contract C6): what is in it, how it is made, continued and read.
 
 runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
+
+A run whose vocabulary is a file keeps a copy of it, `tokenizer.json`, and uses that: the file may move or change.
 """
 
 import json
@@ -19,7 +21,7 @@ from md4.model import build
 from md4.objectives import MaskedDiffusion
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
-from pipelines.vocabularies import Vocabulary
+from pipelines.vocabularies import TOKENIZER, Trained, Vocabulary, keep
 
 # What may differ between a run and its continuation: it changes neither the data, the model nor the updates.
 _FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
@@ -37,9 +39,9 @@ class Run:
             near = sorted(p.parent.name for p in self.path.parent.glob("*/config.yaml"))
             known = f"; runs there: {', '.join(near)}" if near else ""
             raise UserError(f"{self.path} is not a run's folder (it has no config.yaml){known}")
-        self.config: Config = validate(
-            read_yaml((self.path / "config.yaml").read_text("utf-8"), f"{self.path}/config.yaml")
-        )
+        tree = read_yaml((self.path / "config.yaml").read_text("utf-8"), f"{self.path}/config.yaml")
+        kept = self.path / TOKENIZER
+        self.config: Config = validate(_with_vocabulary(tree, str(kept.absolute())) if kept.is_file() else tree)
 
     @property
     def checkpoints(self) -> Path:
@@ -68,6 +70,7 @@ class Run:
         if (path / "config.yaml").exists():
             raise UserError(f"run {path} exists already: continue it with --resume, or choose another name=...")
         path.mkdir(parents=True, exist_ok=True)
+        keep(config.data.tokens, path)
         cls._write_config(path, config)
         return cls(path)
 
@@ -75,7 +78,10 @@ class Run:
     def resume(cls, config: Config, report: Callable[[str], None]) -> "Run":
         """The existing run of `config`, to be continued; its stored configuration must agree where it matters."""
         run = cls(config.directory)
-        stored, given = (dict(_leaves(c.model_dump(mode="json"))) for c in (run.config, config))
+        stored, given = (
+            dict(_leaves(_with_vocabulary(c.model_dump(mode="json"), c.data.vocabulary_name)))
+            for c in (run.config, config)
+        )
         changed = [key for key in dict.fromkeys([*given, *stored]) if given.get(key) != stored.get(key)]
         fixed = [key for key in changed if not key.startswith(_FREE) and not _FREE_IN_MIXTURE.fullmatch(key)]
         if fixed:
@@ -91,6 +97,13 @@ class Run:
         temporary = path / ".config.yaml"
         temporary.write_text(config.to_yaml(), encoding="utf-8")
         temporary.rename(path / "config.yaml")
+
+
+def _with_vocabulary(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """The tree of a configuration whose data, all sets of a mixture, have the vocabulary called `name`."""
+    data = {**tree["data"], "vocabulary": name}
+    data["mixture"] = [{**item, "vocabulary": name} for item in data.get("mixture") or ()]
+    return {**tree, "data": data}
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -176,6 +189,7 @@ def export(path: str | Path, folder: str | Path, *, ema: bool = True, report: Ca
         sampling=loaded.config.sampling,
         vocabulary=loaded.vocabulary.name,
         symbols=getattr(loaded.vocabulary, "symbols", None),
+        tokenizer=loaded.vocabulary.content if isinstance(loaded.vocabulary, Trained) else None,
         source={
             "run": loaded.config.name,
             "step": loaded.step,

@@ -13,7 +13,7 @@ from md4 import samplers
 from md4.errors import UserError
 from md4.samplers import Job, SamplingConfig
 from md4.samplers.rows import KNOWN
-from pipelines.vocabularies import one_token
+from pipelines.vocabularies import END_OF_TEXT, one_token
 
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
@@ -33,7 +33,7 @@ class Request:
     label: int | None = None  # class, for class-conditional models
     settings: SamplingConfig = field(default_factory=SamplingConfig)
     order: bool = False  # tell at which network call each token was revealed
-    stop: str | None = None  # one token that ends a text
+    stop: str | None = None  # one token that ends a text; None: `default_stop`
 
 
 class Sample(BaseModel):
@@ -129,8 +129,20 @@ def random_seed() -> int:
     return secrets.randbelow(2**31)
 
 
+def default_stop(loaded: "Loaded") -> str | None:
+    """What ends a text unless something else is asked for.
+
+    A model of single documents (`data.packing=document`) has learned nothing of what follows an end-of-text token.
+    """
+    return None if loaded.config.data.end_of_rows is None else END_OF_TEXT
+
+
 def prepare(loaded: "Loaded", request: Request) -> Job:
-    """The canvas and seeds of a request. Raises `UserError` for anything that can't be sampled."""
+    """The canvas and seeds of a request. Raises `UserError` for anything that can't be sampled.
+
+    A model of single documents was shown, in training, how long a document is: its padding is never hidden. So it is
+    here: a canvas shorter than the model's is filled up with padding, and the text has (at most) the length asked for.
+    """
     model, shape = loaded.config.model, loaded.config.data.shape
     length = model.length if request.length is None else request.length
     if shape is not None and length != model.length:
@@ -150,17 +162,21 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
         if len(known) > length:
             raise UserError(f"the prompt has {len(known)} tokens, the canvas only {length}")
         canvas[: len(known)] = known
+    end = loaded.config.data.end_of_rows
+    if end is not None and length < model.length:
+        canvas = torch.cat([canvas, torch.full((model.length - length,), end)])
     if request.label is None and model.classes:
         raise UserError(f"this model is class-conditional: a label from 0 to {model.classes - 1} is needed")
     if request.label is not None and not 0 <= request.label < model.classes:
         allowed = f"allowed are 0 to {model.classes - 1}" if model.classes else "this model has no classes"
         raise UserError(f"label is {request.label}; {allowed}")
+    stop = default_stop(loaded) if request.stop is None else request.stop
     job = Job(
         canvas=canvas.expand(request.count, -1),
         seeds=torch.arange(request.seed, request.seed + request.count),
         settings=request.settings,
         labels=None if request.label is None else torch.full((request.count,), request.label),
-        stop=None if request.stop is None else _stop_token(loaded, request.stop),
+        stop=None if stop is None else _stop_token(loaded, stop),
         window=model.length,
     )
     # Whatever a batch would refuse is refused here, where no other request can be harmed by it.
@@ -203,7 +219,7 @@ def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples
     found = []
     for row, (tokens, event) in enumerate(zip(result.tokens, result.event, strict=True)):
         ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
-        end = ends[0] + 1 if ends else len(tokens)
+        end = ends[0] + 1 if ends else min(len(tokens), request.length or len(tokens))
         found.append(
             Sample(
                 text=loaded.vocabulary.decode(tokens[:end].numpy()),
@@ -233,12 +249,13 @@ def sample(
     """`count` samples for each prompt, or `count` free ones without any.
 
     seed: of the first sample, the others count up from it; None: a random one, which the report states.
-    settings: the run's own if None; stop: the token, in words, that ends a text.
+    settings: the run's own if None; stop: the token, in words, that ends a text; None: `default_stop`.
 
     Raises `UserError` for a request that can't be sampled, see `prepare`, or a model that answers NaN.
     """
     began = perf_counter()
     seed = random_seed() if seed is None else seed
+    stop = default_stop(loaded) if stop is None else stop
     settings = loaded.config.sampling if settings is None else settings
     asked: list[str | None] = list(prompts) or [None]
     requests = [

@@ -85,6 +85,7 @@ def _check_data(config: Config, folders: Sequence[Place], resume: bool, report: 
     order = run_order(config, manifests)
     for folder, manifest in zip(folders, manifests, strict=True):
         _check_classes(config, folder, manifest)
+        _check_vocabulary(config, folder, manifest)
     if config.evaluation.every and not manifests[0].splits["validation"].rows:
         raise UserError(
             f"{str(folders[0])!r} has no rows in its validation split to evaluate with: "
@@ -92,6 +93,17 @@ def _check_data(config: Config, folders: Sequence[Place], resume: bool, report: 
         )
     if resume and (found := checkpoints.newest(Run(config.directory).checkpoints, lambda _: None)):
         check_cursor(order, found, report)
+
+
+def _check_vocabulary(config: Config, folder: Place, manifest: Manifest) -> None:
+    """The set's tokens must be those of the run's vocabulary, whose file may have changed since."""
+    words = config.data.tokens
+    digest = getattr(manifest, "vocabulary_digest", "")
+    if manifest.vocabulary != words.name or (digest and digest != words.digest):
+        raise UserError(
+            f"{folder} holds tokens of the vocabulary {manifest.vocabulary}, but data.vocabulary="
+            f"{config.data.vocabulary} is {words.name}: prepare the set again, or name the vocabulary it was made with"
+        )
 
 
 def _check_classes(config: Config, folder: Place, manifest: Manifest) -> None:
@@ -117,7 +129,7 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
         worker.run,
         train_loop_config={
             # Workers run in a folder of Ray's, so paths must not depend on the current one.
-            "config": {**config.model_dump(mode="json"), "runs": str(Path(config.runs).resolve())},
+            "config": {**run.config.model_dump(mode="json"), "runs": str(Path(config.runs).resolve())},
             "data": [str(Folder(place).absolute()) for place in data],
         },
         scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=_use_gpu(config)),

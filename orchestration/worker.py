@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from md4 import noise
+from md4 import documents, noise
 from md4.genmd4 import GenMD4
-from md4.likelihood import mean_and_error, nelbo
+from md4.likelihood import mean_and_error, nelbo, ratio_and_error
 from md4.model import build, drop_labels
 from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints, powers
@@ -87,7 +87,7 @@ class _Training:
         self.seed, train = config.seed, config.train
         manifests = [Manifest.load(path) for path in data]
         self.order = plan(config.data, manifests, train.batch_size, train.slices, config.seed)
-        self.tokens_per_step = train.batch_size * config.model.length
+        self.end_of_rows = self.validation.end_of_rows  # the same for all sets of a mixture
         self.passes = Passes(train.batch_size, train.slices, self.world, train.micro_batch)
 
         # DeepSpeed would compile a shared-memory collective here (half a minute); gloo serves as well on CPUs.
@@ -175,24 +175,39 @@ class _Training:
             group["lr"] = rate
         slots = torch.as_tensor(batch.slots, device=self.device)
         tokens = torch.as_tensor(batch.tokens, device=self.device)
-        train, length = self.config.train, tokens.shape[1]
+        train = self.config.train
+        length: torch.Tensor | int = tokens.shape[1]
         drawn = self.model.noise(self.seed, step, slots, train.batch_size, train.slices, length)
         if (labels := self._labels(batch.labels)) is not None:
             drawn["labels"] = drop_labels(labels, self.config.model.label_dropout, self.seed, step, slots)
         torch.manual_seed(noise.key(self.seed, "dropout", step, self.rank))
 
+        if self.end_of_rows is not None:
+            drawn["real"] = documents.no_padding(tokens, self.end_of_rows)
+            length = self._tokens_of_a_row(drawn["real"])
         self.engine.train()
         for number, (part, real) in enumerate(self.passes.parts(len(slots)), start=1):
             mine = part.to(self.device)
             loss = self.engine(tokens[mine], **{name: values[mine] for name, values in drawn.items()})
             self.engine.backward(self.passes.loss(bits_per_token(loss.optimised, length), real))
-            self.meter.add(bits_per_token(loss.bound, length)[:real])
+            self.meter.add(bits_per_token(loss.bound, length)[:real], 1 if self.end_of_rows is None else length)
             if number == self.passes.count and (step + 1) % train.log_every == 0:
                 self.meter.gradient_norm = self._gradient_norm_before_step()
             self.engine.step()
         self.ledger.add(batch.step, batch.slots, batch.sets, batch.rows)
         self.meter.steps += 1
+        self.meter.tokens = self.meter.tokens + length * train.batch_size
         self.step += 1
+
+    def _tokens_of_a_row(self, real: torch.Tensor) -> torch.Tensor:
+        """How many tokens a row of the global batch has on average, padding aside: float64 `[]`. Collective.
+
+        A row's bits divided by it, and averaged over rows, are bits per token of the whole batch, however its tokens
+        are spread over rows and workers.
+        """
+        total = real.sum()
+        dist.all_reduce(total)
+        return total.double() / self.config.train.batch_size
 
     def _labels(self, labels: np.ndarray | None) -> torch.Tensor | None:
         """The classes `[n]` of some rows, for a class-conditional model; None for others, whatever the data have."""
@@ -228,7 +243,7 @@ class _Training:
                 gradient_norm=norm,
                 learning_rate=self.optimizer.param_groups[0]["lr"],
                 seconds_per_step=seconds,
-                tokens_per_second=self.tokens_per_step / seconds,
+                tokens_per_second=float(self.meter.tokens) / self.meter.steps / seconds,
                 **self._epochs(),
                 **({} if learned is None else _range_of(learned)),
                 ledger=self.ledger.head,
@@ -267,11 +282,12 @@ class _Training:
             places = torch.arange(share) * self.world + self.rank
             counted = places < rows
             ids = places.clamp(max=rows - 1) * self.validation.rows // rows  # evenly spaced over the split
-            bits = []
+            bits, weights = [], []
             with self.state.averaged():
                 for part in ids.split(self.passes.size):
                     rows_of_part, labels = self.validation.read_labelled(part.numpy())
                     tokens = torch.as_tensor(rows_of_part, dtype=torch.int64, device=self.device)
+                    real = None if self.end_of_rows is None else documents.no_padding(tokens, self.end_of_rows)
                     nats = nelbo(
                         self.model,
                         tokens,
@@ -280,11 +296,18 @@ class _Training:
                         ids=part.to(self.device),
                         estimator=options.estimator,
                         labels=self._labels(labels),
+                        real=real,
                     )
-                    bits.append(bits_per_token(nats.mean(1), tokens.shape[1]).cpu())
+                    # Of padded rows bits and tokens apart: the figure is the ratio of their sums.
+                    bits.append(bits_per_token(nats.mean(1), tokens.shape[1] if real is None else 1).cpu())
+                    weights.append(torch.ones(len(part)) if real is None else real.sum(1).cpu())
             everyone: list[Any] = [None] * self.world
-            dist.all_gather_object(everyone, torch.cat(bits)[counted])
-            mean, error = mean_and_error(torch.cat(everyone))
+            dist.all_gather_object(everyone, (torch.cat(bits)[counted], torch.cat(weights)[counted]))
+            values, tokens = (torch.cat(column) for column in zip(*everyone, strict=True))
+            if self.end_of_rows is None:
+                mean, error = mean_and_error(values)
+            else:
+                mean, error = ratio_and_error(values, tokens, torch.arange(rows))
         if self.rank == 0:
             self._log(
                 "evaluation",
@@ -349,7 +372,9 @@ class _Meter:
 
     def clear(self) -> None:
         self._bits: torch.Tensor | float = 0.0
-        self._rows, self.steps = 0, 0
+        self._weight: torch.Tensor | float = 0
+        self.steps = 0
+        self.tokens: torch.Tensor | float = 0  # of all workers' steps, padding aside
         self.gradient_norm = None
         self.restart()
 
@@ -357,10 +382,10 @@ class _Meter:
         """Time begins here, without the pauses so far."""
         self._began, self._idle = time.perf_counter(), 0.0
 
-    def add(self, bits: torch.Tensor) -> None:
-        """Per-example bits `[n]`; summed in float64, on their device, without waiting for it."""
-        self._bits = self._bits + bits.double().sum()
-        self._rows += len(bits)
+    def add(self, bits: torch.Tensor, weight: torch.Tensor | int) -> None:
+        """Per-example bits `[n]`, each of that weight; summed in float64, on their device, without waiting for it."""
+        self._bits = self._bits + bits.double().sum() * weight
+        self._weight = self._weight + len(bits) * weight
 
     def seconds(self) -> float:
         """Per step, pauses left out."""
@@ -368,7 +393,7 @@ class _Meter:
 
     def mean(self, device: torch.device) -> float:
         """Mean over all workers. Collective."""
-        total = torch.stack([torch.as_tensor(float(v), dtype=torch.float64) for v in (self._bits, self._rows)]).to(
+        total = torch.stack([torch.as_tensor(float(v), dtype=torch.float64) for v in (self._bits, self._weight)]).to(
             device
         )
         dist.all_reduce(total)
@@ -383,7 +408,7 @@ class _Meter:
     def dump(self) -> list[list[float]]:
         """What each worker has summed so far, so that a resumed run writes the same next line. Collective."""
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, [float(self._bits), float(self._rows)])
+        dist.all_gather_object(everyone, [float(self._bits), float(self._weight)])
         return everyone
 
     def load(self, dumped: list[list[float]], rank: int) -> None:
@@ -391,5 +416,4 @@ class _Meter:
         if len(dumped) != dist.get_world_size():
             total = [float(sum(column)) for column in zip(*dumped, strict=True)]
             dumped = [total] + [[0.0, 0.0]] * (dist.get_world_size() - 1)
-        bits, rows = dumped[rank]
-        self._bits, self._rows = bits, int(rows)
+        self._bits, self._weight = dumped[rank]

@@ -163,6 +163,11 @@ class SetConfig(BaseModel):
         words = None if self.has_images else self.tokens
         return words.name if isinstance(words, Trained) else self.vocabulary
 
+    @property
+    def end_of_rows(self) -> int | None:
+        """The token behind whose first occurrence a row is padding; None where rows hold no padding."""
+        return self.tokens.end_of_text if self.packing == "document" and not self.has_images else None
+
     def recipe(self) -> images.Recipe:
         """How images become tokens."""
         assert self.shape is not None

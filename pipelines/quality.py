@@ -11,6 +11,7 @@ made without both. Shapes: N samples, L tokens of a sample, D features.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -51,15 +52,18 @@ class TextQuality(BaseModel):
         return self
 
 
-def measure(rows: np.ndarray, size: int, scores: Scores | None = None) -> TextQuality:
+def measure(rows: np.ndarray, size: int, scores: Scores | None = None, counts: np.ndarray | None = None) -> TextQuality:
     """The measures of texts with tokens `[N, L]` in `0..size-1`, and their perplexity if a judge has scored them.
+
+    counts: `[N]`, how many tokens of each row, the first ones, are the text; all if None.
 
     UserError for fewer than two texts: there would be no standard error.
     """
     if len(rows) < 2:
         raise UserError(f"at least 2 texts are needed for a standard error, there is {len(rows)}")
-    entropies = histogram_entropy(rows)
-    distinct = distinct_ngrams(rows, size)
+    texts = rows if counts is None else [row[:count] for row, count in zip(rows, counts, strict=True)]
+    entropies = histogram_entropy(texts)
+    distinct = distinct_ngrams(rows, size, counts=counts)
     found: dict[str, Any] = {f"distinct_{n}": distinct.get(n) for n in range(1, NGRAMS + 1)}
     if scores is not None:
         value, error = perplexity(scores)
@@ -68,16 +72,19 @@ def measure(rows: np.ndarray, size: int, scores: Scores | None = None) -> TextQu
     return TextQuality(entropy=float(entropies.mean()), entropy_error=error, **found)
 
 
-def histogram_entropy(rows: np.ndarray) -> np.ndarray:
-    """Entropy `[N]` in nats of the histogram of tokens within each row of `[N, L]`; at most ln(min(L, V))."""
+def histogram_entropy(rows: Iterable[np.ndarray]) -> np.ndarray:
+    """Entropy `[N]` in nats of the histogram of tokens within each row `[L]`; at most ln(min(L, V))."""
     shares = (np.unique(row, return_counts=True)[1] / len(row) for row in rows)
     return np.array([max(0.0, -float(np.sum(share * np.log(share)))) for share in shares])
 
 
-def distinct_ngrams(rows: np.ndarray, size: int, longest: int = NGRAMS) -> dict[int, float]:
+def distinct_ngrams(
+    rows: np.ndarray, size: int, longest: int = NGRAMS, counts: np.ndarray | None = None
+) -> dict[int, float]:
     """n -> different n-grams as a share of all, of rows `[N, L]` with tokens in `0..size-1`, for n up to `longest`.
 
     n-grams don't reach from row to row; those longer than a row are left out. More samples give smaller shares.
+    counts: as of `measure`.
     """
     rows = np.asarray(rows, np.int64)
     shares, codes = {}, rows  # codes [N, L-n+1]: a number for each different n-gram
@@ -86,7 +93,10 @@ def distinct_ngrams(rows: np.ndarray, size: int, longest: int = NGRAMS) -> dict[
             codes = codes[:, :-1] * size + rows[:, n - 1 :]
         different, codes = np.unique(codes, return_inverse=True)
         codes = codes.reshape(len(rows), -1)
-        shares[n] = len(different) / codes.size
+        if counts is None:
+            shares[n] = len(different) / codes.size
+        elif (inside := np.arange(n, rows.shape[1] + 1) <= counts[:, None]).any():
+            shares[n] = len(np.unique(codes[inside])) / int(inside.sum())
     return shares
 
 

@@ -29,7 +29,8 @@ class Costs:
     times: Tensor  # [N] float64, from 1 down to 0
     masked: Tensor  # [N] float64, M at these times
     nats: Tensor  # [N, B] float64, C of each row; 0 at the last time, where no step begins
-    constant: float  # reconstruction and prior of a row, in nats
+    constant: Tensor | float  # reconstruction and prior of a row, in nats; of rows with padding `[B]`
+    tokens: Tensor | None = None  # [B] float64, of each row without its padding; None: there is no padding
 
     def bound(self, grid: Sequence[float]) -> Tensor:
         """The negative ELBO of each row `[B]` in nats for a grid of these times. ValueError for any other grid."""
@@ -61,12 +62,15 @@ def estimate_costs(
     draws: int,
     seed: int,
     labels: Tensor | None = None,
+    real: Tensor | None = None,
     batch_size: int = 64,
 ) -> Costs:
     """C at `times` [N] from rows of data `[B, L]`, the mean of `draws` masks for each row and time.
 
-    labels: classes `[B]`, for class-conditional models. A row's masks of one draw are nested: what is hidden at a time
-    is hidden at all later ones, so that neighbouring times differ little by chance.
+    labels: classes `[B]`, for class-conditional models. real: bool `[B, L]`, what is no padding; all if None.
+
+    A row's masks of one draw are nested: what is hidden at a time is hidden at all later ones, so that neighbouring
+    times differ little by chance.
 
     Raises `UserError` for a GenMD4 model, less than one row or draw, or a network whose answer is not finite.
     """
@@ -84,13 +88,16 @@ def estimate_costs(
         for time, draw, row in (part.unbind(1) for part in index.split(batch_size)):
             t = times[time].to(tokens.device)
             z = model.corrupt(tokens[row], t, uniforms[draw, row])
+            z = z if real is None else torch.where(real[row], z, tokens[row])
             scores = model.scores(tokens[row], z, t.float(), None if labels is None else labels[row])
             cost = -scores.log_likelihood.double().sum(dim=1).cpu()
             nats.index_put_((time, row), cost / draws, accumulate=True)
     if not bool(torch.isfinite(nats).all()):
         raise UserError("the network's logits are not finite: the model is damaged or its training diverged")
-    constant = model.reconstruction(length) + model.prior(length)
-    return Costs(times, model.schedule.masked(times), nats, constant)
+    counts = None if real is None else real.sum(1).double().cpu()
+    paid = length if counts is None else counts
+    constant = model.reconstruction(paid) + model.prior(paid)
+    return Costs(times, model.schedule.masked(times), nats, constant, counts)
 
 
 def search(costs: Costs, steps: int) -> tuple[float, ...]:

@@ -32,7 +32,11 @@ class SampleRequest(BaseModel):
     label: Annotated[int | None, Field(ge=0, description="class, for class-conditional models")] = None
     order: Annotated[bool, Field(description="tell at which network call each token was revealed")] = False
     stop: Annotated[
-        str | None, Field(description="one token that ends a text: nothing behind the first is sampled or returned")
+        str | None,
+        Field(
+            description="one token that ends a text: nothing behind the first is sampled or returned; null: none, or "
+            "<|endoftext|> of a model of single documents"
+        ),
     ] = None
     sampling: Annotated[
         SamplingConfig | None,

@@ -13,7 +13,7 @@ from pipelines.vocabularies.pixels import Pixels
 from pipelines.vocabularies.words import END_OF_TEXT, HOLE, Vocabulary, one_token, token_dtype
 
 __all__ = [
-    "END_OF_TEXT", "HOLE", "BytePairs", "Characters", "Pixels", "Trained", "Vocabulary", "keep", "located",
+    "END_OF_TEXT", "HOLE", "TOKENIZER", "BytePairs", "Characters", "Pixels", "Trained", "Vocabulary", "keep", "located",
     "one_token", "token_dtype", "vocabulary",
 ]  # fmt: skip
 
