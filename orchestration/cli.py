@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from md4.errors import UserError
-from orchestration import data_cli
+from orchestration import data_cli, tokenizer_cli
 
 app = typer.Typer(
     help="Masked diffusion on discrete data: prepare, train, evaluate, sample, serve.",
@@ -27,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_cli.app, name="data")
+app.add_typer(tokenizer_cli.app, name="tokenizer")
 _console = Console(highlight=False, soft_wrap=True)
 
 Preset = Annotated[str, typer.Argument(help="name of a preset, or a .yaml file")]
