@@ -57,7 +57,7 @@ def train(
     seen = _Seen()
     with _progress(total) as bar:
         task = bar.add_task("reading", total=total)
-        content = _learn(seen.texts(chosen, lambda unit: bar.advance(task, unit.size)), size)
+        content = learn(seen.texts(chosen, lambda unit: bar.advance(task, unit.size)), size)
     words = Trained(content, str(folder / TOKENIZER))
     if words.size != size:
         raise UserError(
@@ -132,7 +132,7 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "ignore").decode()
 
 
-def _learn(texts: Iterable[str], size: int) -> bytes:
+def learn(texts: Iterable[str], size: int) -> bytes:
     """The content of a tokenizer.json."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

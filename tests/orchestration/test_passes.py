@@ -1,10 +1,13 @@
 """Uneven shares: the same number of passes of the same size on every worker, and the gradient of the global batch."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from md4.documents import no_padding
 from md4.errors import UserError
 from md4.genmd4 import GenMD4
 from md4.objectives import MD4, bits_per_token
@@ -72,6 +75,37 @@ def test_the_gradient_is_that_of_the_global_batch_on_any_number_of_workers(objec
                 total += gradient(passes.loss(bits(first * 2 + part), real))
         mean = total / (world * passes.count)
         assert (mean - whole).norm() <= 1e-12 * whole.norm()
+
+
+@pytest.mark.parametrize("objective", [lambda: MD4(Small(), parse_schedule("linear"), V), lambda: GenMD4(Small(), V)])
+def test_padded_rows_count_by_their_tokens_on_any_number_of_workers(objective):
+    """The gradient of all bits of the global batch over all its real tokens, whoever has the long rows."""
+    torch.manual_seed(0)
+    model = objective().double()
+    tokens = torch.randint(1, V, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    for row in range(BATCH):
+        tokens[row, row % LENGTH :] = 0  # 1 to 8 tokens, the long rows not evenly spread
+    real = no_padding(tokens, 0)
+    assert real.sum(1).tolist() == [row % LENGTH + 1 for row in range(BATCH)]
+    drawn = model.noise(3, 5, torch.arange(BATCH), BATCH, SLICES, LENGTH)
+
+    def gradient(of: torch.Tensor) -> torch.Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(of, list(model.parameters()))])
+
+    def nats(rows: torch.Tensor) -> torch.Tensor:
+        return model(tokens[rows], **{name: values[rows] for name, values in drawn.items()}, real=real[rows]).optimised
+
+    whole = gradient(nats(torch.arange(BATCH)).sum() / (real.sum().double() * math.log(2)))
+    for world, size in [(1, 4), (2, None), (3, 2), (4, None), (5, 2), (6, None)]:
+        passes = Passes(BATCH, SLICES, world, size)
+        shares = [share(rank, world, SLICES) for rank in range(world)]
+        counts = [real[first * 2 : last * 2].sum() for first, last in shares]
+        of_a_row = torch.stack(counts).sum().double() / BATCH  # what the workers sum up, see `_tokens_of_a_row`
+        total = torch.zeros_like(whole)
+        for first, last in shares:
+            for part, counted in passes.parts((last - first) * 2):
+                total += gradient(passes.loss(bits_per_token(nats(first * 2 + part), of_a_row), counted))
+        assert (total / (world * passes.count) - whole).norm() <= 1e-12 * whole.norm()
 
 
 def test_micro_batches_that_do_not_come_out_even():

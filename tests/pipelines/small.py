@@ -1,5 +1,7 @@
 """Small prepared sets, written directly: what the tests of readers need, without a preparation."""
 
+from typing import Any
+
 import numpy as np
 
 from pipelines import shards
@@ -18,8 +20,10 @@ def some_rows(count: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
     return rows
 
 
-def write_set(root: Place, files: list[np.ndarray], rows_per_group: int, split: str = "train") -> Manifest:
-    """A prepared set whose split `split` consists of these files of rows `[n, L]`."""
+def write_set(
+    root: Place, files: list[np.ndarray], rows_per_group: int, split: str = "train", **facts: Any
+) -> Manifest:
+    """A prepared set whose split `split` consists of these files of rows `[n, L]`; `facts` of its manifest."""
     written = [
         shards.write_shard(root, f"{split}/{number:05d}-0000.parquet", rows, rows_per_group)
         for number, rows in enumerate(files)
@@ -47,6 +51,7 @@ def write_set(root: Place, files: list[np.ndarray], rows_per_group: int, split: 
         ngrams=None,
         fingerprint="",
     )
+    manifest = manifest.model_copy(update=facts)
     manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
     Folder(root).write(MANIFEST, manifest.model_dump_json().encode())
     return manifest
