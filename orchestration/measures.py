@@ -73,8 +73,8 @@ class Texts:
 
 def _first(row: np.ndarray, end: int | None) -> int:
     """The place of the first `end` in a row [L]; L if there is none."""
-    places = np.flatnonzero(row == end) if end is not None else ()
-    return int(places[0]) if len(places) else len(row)
+    places = [] if end is None else np.flatnonzero(row == end).tolist()
+    return places[0] if places else len(row)
 
 
 class Images:

@@ -1,5 +1,7 @@
 """Padding that costs nothing, and attention within documents, against rows that hold nothing else."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -136,12 +138,13 @@ def test_hidden_ends_part_documents_in_training_and_visible_ones_in_sampling(pla
     made = model()
     row = torch.cat([documents_of(6, 1), torch.full((B, 1), END), documents_of(7, 2)], dim=1)
     z = torch.full_like(row, V)
+    network: Any = made.network
     told = made.scores(row, z, T).log_likelihood
     with torch.no_grad():
-        one = made.network.body(z, T)
-        two = made.network.body(z, T, segments=documents.segments(row, END))
+        one = network.body(z, T)
+        two = network.body(z, T, segments=documents.segments(row, END))
     assert not torch.allclose(one, two)
-    targets = torch.log_softmax(made.network.head(two), -1).gather(2, row[..., None])[..., 0]
+    targets = torch.log_softmax(network.head(two), -1).gather(2, row[..., None])[..., 0]
     torch.testing.assert_close(told, targets)
 
 

@@ -1,6 +1,7 @@
 """Rows of one document each, filled up: what is measured of them is the documents."""
 
 import itertools
+from typing import cast
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from md4.likelihood import nelbo, ratio_and_error
 from md4.model import ModelConfig, build
+from md4.objectives import MD4
 from pipelines.evaluate import evaluate
 from pipelines.quality import distinct_ngrams, histogram_entropy, measure
 from pipelines.shards import ShardSet
@@ -46,7 +48,7 @@ def test_an_evaluation_counts_real_tokens_alone(tmp_path, tokenizer, objective, 
     config = ModelConfig.model_validate(
         {"vocab_size": words.size, "length": LENGTH, "network": network, "objective": objective}
     )
-    model = disturbed(build(config), 0).eval()
+    model = disturbed(cast(MD4, build(config)), 0).eval()
     asked = {"draws": 2, "seed": 3, "estimator": estimator, "progress": False}
     report = evaluate(model, ShardSet(tmp_path / "document", "validation"), **asked)
     assert report.tokens == counts.sum()
