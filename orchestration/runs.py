@@ -19,6 +19,7 @@ from md4.model import build
 from md4.objectives import MaskedDiffusion
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
+from pipelines.storage import Folder
 from pipelines.vocabularies import Vocabulary
 
 # What may differ between a run and its continuation: it changes neither the data, the model nor the updates.
@@ -42,8 +43,11 @@ class Run:
         )
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> Folder:
+        """Its checkpoints, which move with the run unless they were put elsewhere."""
+        return (
+            Folder(self.path / "checkpoints") if self.config.checkpoint.directory is None else self.config.checkpoints
+        )
 
     @property
     def reports(self) -> Path:
