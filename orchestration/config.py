@@ -53,6 +53,10 @@ class TrainConfig(_Part):
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics")
     max_restarts: int = Field(3, ge=0, description="times a failed worker group is started again from a checkpoint")
 
+    patience: float = Field(
+        45, ge=0, description="seconds without progress of any worker after which the group is started anew; 0 = never"
+    )
+
     @model_validator(mode="after")
     def _workers_make_sense(self) -> "TrainConfig":
         found = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", str(self.workers))

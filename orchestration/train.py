@@ -124,6 +124,7 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     from orchestration import worker
+    from orchestration.recovery import Recovery
 
     trainer = TorchTrainer(
         worker.run,
@@ -138,6 +139,7 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
             name=f"attempt-{time.time_ns()}",
             storage_path=str((run.path / ".ray").resolve()),
             failure_config=FailureConfig(max_failures=config.train.max_restarts),
+            callbacks=[Recovery(str(run.path.resolve()))],  # type: ignore[list-item]
         ),
     )
     try:

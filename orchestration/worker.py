@@ -27,11 +27,13 @@ from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints, powers
 from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.config import Config, validate
+from orchestration.events import Events
 from orchestration.leader import Leader, Orders
 from orchestration.optimizer import AdamWithEma, learning_rate, parameter_groups
 from orchestration.passes import Passes
 from orchestration.runs import Run, rewind
 from orchestration.tracking import Trackers
+from orchestration.watchdog import Watchdog
 from orchestration.zero import EngineState, initialize
 from pipelines.ledger import Ledger
 from pipelines.manifest import Manifest
@@ -128,11 +130,14 @@ class _Training:
         self.writer = Writer(config.checkpoints, Retention(kept.keep, kept.keep_every, kept.keep_best))
         self.evaluated: dict[str, float] | None = None  # the last evaluation, if it was of this step
         self.step = self._restore()
-        self.leader = Leader(config, self.step)
+        self.leader = Leader(config)
+        self.events = Events(self.run.path)
+        self.watchdog = Watchdog(config.train.patience, self._tell_hang)
         if self.rank == 0:
             rewind(self.run.metrics_file, self.step)
             self.trackers = Trackers(config, self.run, self.step)
             self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid())
+            self.events.add("workers", workers=self.world, step=self.step)
 
     def _restore(self) -> int:
         """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
@@ -154,16 +159,24 @@ class _Training:
         self.meter.restart()
         for batch in stream:
             self._update(batch)
+            self.watchdog.stepped()
             if self.step % train.log_every == 0 or self.step == train.steps:
                 self._report()
             if self._due(self.config.evaluation.every):
                 self._evaluate()
+            self.watchdog.at("the end", self.step)
             self._follow(self.leader.orders(self.step))
+            self.watchdog.at("waiting for data", self.step + 1)
         stream.close()
         self._finish_writing()
+        self.watchdog.close()
         if self.rank == 0:
             self.trackers.close()
         return self.step
+
+    def _tell_hang(self, reason: str) -> None:
+        self.events.add("hang", worker=self.rank, reason=reason)
+        print(f"worker {self.rank} ends: {reason}", flush=True)
 
     def _follow(self, orders: Orders) -> None:
         """Do what the leader has decided for the end of this step. *Collective.*"""
@@ -174,6 +187,8 @@ class _Training:
                 self._save()
             self.writer.finish()
             self._tell_news()
+            if self.rank == 0:
+                self.events.add("preempted", workers=info.preempted_ranks, step=self.step)
             raise Preempted(f"workers {info.preempted_ranks} will lose their machines; step {self.step} is saved")
         if orders & Orders.STOP:
             raise Hopeless(
@@ -220,12 +235,14 @@ class _Training:
 
         self.engine.train()
         for number, (part, real) in enumerate(self.passes.parts(len(slots)), start=1):
+            self.watchdog.at(f"pass {number}", step + 1)
             mine = part.to(self.device)
             loss = self.engine(tokens[mine], **{name: values[mine] for name, values in drawn.items()})
             self.engine.backward(self.passes.loss(bits_per_token(loss.optimised, length), real))
             self.meter.add(bits_per_token(loss.bound, length)[:real])
             if number == self.passes.count and (step + 1) % train.log_every == 0:
                 self.meter.gradient_norm = self._gradient_norm_before_step()
+            self.watchdog.at(f"the update after pass {number}", step + 1)
             self.engine.step()
         self.ledger.add(batch.step, batch.slots, batch.sets, batch.rows)
         self.meter.steps += 1
@@ -308,6 +325,7 @@ class _Training:
             bits = []
             with self.state.averaged():
                 for part in ids.split(self.passes.size):
+                    self.watchdog.at("the evaluation", self.step)
                     rows_of_part, labels = self.validation.read_labelled(part.numpy())
                     tokens = torch.as_tensor(rows_of_part, dtype=torch.int64, device=self.device)
                     nats = nelbo(
@@ -346,6 +364,7 @@ class _Training:
                 "config": self.config.model_dump(mode="json"),
                 "meter": self.meter.dump(),
             }
+            self.watchdog.at("saving", self.step)
             self.writer.save(self.state, self.step, facts)
             if isinstance(self.model, GenMD4):
                 self._write_powers()
