@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -57,7 +58,8 @@ class Watchdog:
             now = time.monotonic()
             self._seen = {rank: _Seen(moved=now, lived=now) for rank in range(self._world)}
             self._answered = now
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            for task in (self._talk, self._watch):
+                threading.Thread(target=task, name="watchdog", daemon=True).start()
 
     def at(self, place: str, step: int) -> None:
         """The worker has come to this place of the loop. Cheap; called by the thread that trains."""
@@ -72,20 +74,21 @@ class Watchdog:
         """Watch no longer."""
         self._done.set()
 
-    def _watch(self) -> None:
+    def _talk(self) -> None:
+        """Tell and hear. Waits without end for a store whose process is stopped: hence a thread of its own."""
         beat = 0
         while not self._done.wait(_BEAT_SECONDS):
             beat += 1
-            try:
-                mine = json.dumps([self._count, self._place, beat])
-                self._store.set(_key(self._rank), mine)
+            with suppress(RuntimeError):  # torch's, of a store that does not answer
+                self._store.set(_key(self._rank), json.dumps([self._count, self._place, beat]))
                 for rank in range(self._world):
                     if self._store.check([_key(rank)]):
                         self._note(rank, *json.loads(self._store.get(_key(rank))))
                 self._answered = time.monotonic()
-            except RuntimeError:  # torch's, of a store that does not answer
-                pass
-            if not self._done.is_set() and (reason := self._stuck()):
+
+    def _watch(self) -> None:
+        while not self._done.wait(_BEAT_SECONDS):
+            if reason := self._stuck():
                 self._tell(reason)
                 os._exit(EXIT_CODE)  # the thread that trains cannot be reached
 
