@@ -10,6 +10,17 @@ from md4.errors import UserError
 # Read by Ray when it is imported or when its processes start, hence set before; a user's own settings win.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen within a second (default 2)
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a stopped process (default 600)
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # after a node's death Ray tries the old size first (default 60)
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # default 5
+    "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1",  # off by default, and then it only observes
+    "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
+    "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": "60",
+    # A node that is gone is given up after 4 s (default 5 + 5 * 3 + ...); of clusters that this process starts.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is printed twice
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

@@ -20,9 +20,9 @@ from md4.networks.images import GROUPS
 from md4.samplers import SamplingConfig
 from md4.samplers.settings import OWN_SETTINGS
 from orchestration.optimizer import OptimizerConfig
-from orchestration.passes import Passes
 from orchestration.serving.config import ServingConfig
 from pipelines.config import PIXELS, DataConfig
+from pipelines.storage import Folder
 from pipelines.vocabularies import vocabulary
 
 PRESETS = Path(md4.__file__).parent / "presets"
@@ -41,7 +41,9 @@ class TrainConfig(_Part):
     micro_batch: int | None = Field(
         None, ge=1, description="rows a worker takes through the network at once (the rest accumulates); null = all"
     )
-    workers: int = Field(1, ge=1, description="Ray Train workers, at most slices; divisors of it have even shares")
+    workers: int | str = Field(
+        1, description="Ray Train workers, at most slices: a number, or least..most, such as 2..8, as the cluster has"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="of the network's products; weights, schedules, logits and loss stay float32"
@@ -50,6 +52,25 @@ class TrainConfig(_Part):
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics")
     max_restarts: int = Field(3, ge=0, description="times a failed worker group is started again from a checkpoint")
+
+    patience: float = Field(
+        45, ge=0, description="seconds without progress of any worker after which the group is started anew; 0 = never"
+    )
+
+    @model_validator(mode="after")
+    def _workers_make_sense(self) -> "TrainConfig":
+        found = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", str(self.workers))
+        if found is None or not 1 <= self.least_workers <= self.most_workers:
+            raise ValueError(f"workers={self.workers!r} must be a number from 1 on, or least..most, such as 2..8")
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        return int(str(self.workers).partition("..")[0])
+
+    @property
+    def most_workers(self) -> int:
+        return int(str(self.workers).rpartition("..")[2])
 
 
 class EvaluationConfig(_Part):
@@ -62,8 +83,17 @@ class EvaluationConfig(_Part):
 
 
 class CheckpointConfig(_Part):
-    every: int = Field(500, ge=0, description="steps between checkpoints; 0 = only at the end")
+    """When checkpoints are written, where, and which of them stay."""
+
+    every: int = Field(500, ge=0, description="steps between checkpoints; 0 = by time, or only at the end")
+    seconds: float = Field(0, ge=0, description="a checkpoint, too, when this much time has passed since one; 0 = no")
+    directory: str | None = Field(
+        None, description="folder or s3://bucket/prefix, below which the run's name is put; null = the run's own folder"
+    )
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
+    keep_every: int = Field(0, ge=0, description="those of every so many steps are kept, too; 0 = none")
+    keep_best: int = Field(0, ge=0, description="and so many of those with the smallest validation bound")
+    failures: int = Field(3, ge=1, description="checkpoints in a row that could not be written, after which a run ends")
 
 
 class TrackingConfig(_Part):
@@ -116,13 +146,8 @@ class Config(_Part):
         train, problems = self.train, []
         if train.batch_size % train.slices:
             problems.append(f"train.batch_size={train.batch_size} must be a multiple of train.slices={train.slices}")
-        if train.workers > train.slices:
+        if train.most_workers > train.slices:
             problems.append(f"train.workers={train.workers} is more than train.slices={train.slices} can feed")
-        elif not train.batch_size % train.slices:
-            try:
-                Passes(train.batch_size, train.slices, train.workers, train.micro_batch)
-            except UserError as error:
-                problems.append(str(error))
         if self.model.length != self.data.length:
             problems.append(f"model.length={self.model.length} must equal data.length={self.data.length}")
         size, end = self.data.tokens.size, self.data.tokens.end_of_text
@@ -159,6 +184,13 @@ class Config(_Part):
     def directory(self) -> Path:
         """The run's folder."""
         return Path(self.runs) / self.name
+
+    @property
+    def checkpoints(self) -> Folder:
+        """Where the run's checkpoints are."""
+        if self.checkpoint.directory is None:
+            return Folder(self.directory / "checkpoints")
+        return Folder(self.checkpoint.directory) / self.name
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

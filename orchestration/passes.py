@@ -1,7 +1,8 @@
 """How a worker's share of a global batch goes through the network, so that the gradient is that of the global mean.
 
 Workers may have unequal shares, but ZeRO's collectives need as many passes from each, and DeepSpeed the same size of
-them. So a share is filled up to the largest one with copies of its last row, whose loss counts nothing.
+them. So a share is filled up to the largest one, and that to whole passes, with copies of its last row, whose loss
+counts nothing.
 """
 
 from collections.abc import Iterator
@@ -9,29 +10,21 @@ from dataclasses import dataclass
 
 from torch import Tensor, arange
 
-from md4.errors import UserError
 from pipelines.order import largest_share
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes of one optimizer update on one worker. UserError if the micro-batches do not come out even."""
+    """The passes of one optimizer update on one worker."""
 
     batch_size: int  # B, rows of the global batch
     slices: int
     world: int
     micro_batch: int | None = None  # rows of a pass; None: all in one
 
-    def __post_init__(self) -> None:
-        if self.places % self.size:
-            raise UserError(
-                f"train.micro_batch={self.micro_batch} must divide a worker's share of the batch, {self.places} rows "
-                f"with {self.world} worker(s)"
-            )
-
     @property
     def places(self) -> int:
-        """Rows that every worker takes through the network, those that fill up included."""
+        """Rows of the largest share of the global batch."""
         return largest_share(self.world, self.slices) * (self.batch_size // self.slices)
 
     @property
@@ -42,11 +35,11 @@ class Passes:
     @property
     def count(self) -> int:
         """Passes of an update, the same on every worker."""
-        return self.places // self.size
+        return -(-self.places // self.size)
 
     def parts(self, rows: int) -> Iterator[tuple[Tensor, int]]:
         """For each pass, the numbers `[size]` of its rows among a worker's, and how many of them, the first, count."""
-        for start in range(0, self.places, self.size):
+        for start in range(0, self.count * self.size, self.size):
             yield arange(start, start + self.size).clamp(max=rows - 1), min(max(rows - start, 0), self.size)
 
     def loss(self, bits: Tensor, real: int) -> Tensor:

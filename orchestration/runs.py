@@ -21,6 +21,7 @@ from md4.model import build
 from md4.objectives import MaskedDiffusion
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
+from pipelines.storage import Folder
 from pipelines.vocabularies import TOKENIZER, Trained, Vocabulary, keep
 
 # What may differ between a run and its continuation: it changes neither the data, the model nor the updates.
@@ -44,8 +45,11 @@ class Run:
         self.config: Config = validate(_with_vocabulary(tree, str(kept.absolute())) if kept.is_file() else tree)
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> Folder:
+        """Its checkpoints, which move with the run unless they were put elsewhere."""
+        return (
+            Folder(self.path / "checkpoints") if self.config.checkpoint.directory is None else self.config.checkpoints
+        )
 
     @property
     def reports(self) -> Path:

@@ -26,6 +26,7 @@ from pipelines.prepare import prepare
 from pipelines.storage import Folder, Place
 
 Report = Callable[[str], None]
+_RESIZE_SECONDS = 5.0  # how often an elastic run looks for more, or fewer, resources
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def check(config: Config, resume: bool, report: Report) -> None:
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
     check_corpus(config.data)
     parameters, train = count_parameters(config.model), config.train
-    share = Passes(train.batch_size, train.slices, train.workers, train.micro_batch).places
+    share = Passes(train.batch_size, train.slices, train.least_workers, train.micro_batch).places
     report(
         f"{config.name}: {parameters:,} parameters, {config.train.steps:,} steps of {config.train.batch_size} x "
         f"{config.model.length} tokens on {config.train.workers} worker(s), ZeRO-{config.train.zero_stage}, "
@@ -67,7 +68,7 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
         UserError: anything wrong with the configuration, the data or the run's folder, or the run failed for good.
     """
     check(config, resume, report)
-    with cluster(num_cpus=config.train.workers + 2):
+    with cluster(num_cpus=config.train.most_workers + 2):
         prepared_before = all(Folder(prepared_path(one)).exists(MANIFEST) for _, one in config.data.sets())
         data = [prepare(one, report) for _, one in config.data.sets()]
         if not prepared_before:
@@ -119,11 +120,23 @@ def _use_gpu(config: Config) -> bool:
     return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
 
 
+def _scaling(config: Config) -> Any:
+    from ray.train import ScalingConfig
+
+    least, most = config.train.least_workers, config.train.most_workers
+    if least == most:
+        return ScalingConfig(num_workers=most, use_gpu=_use_gpu(config))
+    return ScalingConfig(
+        num_workers=(least, most), use_gpu=_use_gpu(config), elastic_resize_monitor_interval_s=_RESIZE_SECONDS
+    )
+
+
 def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from orchestration import worker
+    from orchestration.recovery import Recovery
 
     trainer = TorchTrainer(
         worker.run,
@@ -132,12 +145,13 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
             "config": {**run.config.model_dump(mode="json"), "runs": str(Path(config.runs).resolve())},
             "data": [str(Folder(place).absolute()) for place in data],
         },
-        scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=_use_gpu(config)),
+        scaling_config=_scaling(config),
         run_config=RunConfig(
             # Ray's own notes on this attempt; what is worth keeping stands in the run's folder itself.
             name=f"attempt-{time.time_ns()}",
             storage_path=str((run.path / ".ray").resolve()),
             failure_config=FailureConfig(max_failures=config.train.max_restarts),
+            callbacks=[Recovery(str(run.path.resolve()))],  # type: ignore[list-item]
         ),
     )
     try:
@@ -217,7 +231,9 @@ def describe(row: dict[str, Any], config: Config) -> str:
     if row["kind"] == "evaluation":
         return f"{head}  validation <= {row['bits_per_token']:.4f} +- {row['standard_error']:.4f} {unit}"
     if row["kind"] == "checkpoint":
-        return f"{head}  checkpoint {row['path']} ({row['seconds']:.1f} s)"
+        return f"{head}  checkpoint {row['path']} ({row['seconds']:.1f} s, {row['blocked']:.2f} s of them in the way)"
+    if row["kind"] == "checkpoint failed":
+        return f"{head}  no checkpoint: {row['error']}"
     return f"{head}  {row['workers']} worker(s), {row['compute']} products"
 
 

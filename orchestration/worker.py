@@ -25,11 +25,15 @@ from md4.likelihood import mean_and_error, nelbo, ratio_and_error
 from md4.model import build, drop_labels
 from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints, powers
+from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.config import Config, validate
+from orchestration.events import Events
+from orchestration.leader import Leader, Orders
 from orchestration.optimizer import AdamWithEma, learning_rate, parameter_groups
 from orchestration.passes import Passes
 from orchestration.runs import Run, rewind
 from orchestration.tracking import Trackers
+from orchestration.watchdog import Watchdog
 from orchestration.zero import EngineState, initialize
 from pipelines.ledger import Ledger
 from pipelines.manifest import Manifest
@@ -63,12 +67,16 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(config.train.threads)
     try:
         return {"step": _Training(config, [Folder(place) for place in job["data"]]).fit()}
-    except Diverged as error:
+    except Hopeless as error:
         return {"error": str(error)}
 
 
-class Diverged(Exception):
-    """The loss is no longer a number. Raised by all workers at the same step."""
+class Hopeless(Exception):
+    """Going on makes no sense, and a restart would not help. Raised by all workers at the same step."""
+
+
+class Preempted(Exception):
+    """Some of the workers' machines will be taken away; everything up to now is in a checkpoint."""
 
 
 class _Training:
@@ -118,22 +126,24 @@ class _Training:
         self.run = Run(config.directory)
         self.meter = _Meter()
         self.ledger = Ledger(self.order)
+        kept = config.checkpoint
+        self.writer = Writer(config.checkpoints, Retention(kept.keep, kept.keep_every, kept.keep_best))
+        self.evaluated: dict[str, float] | None = None  # the last evaluation, if it was of this step
         self.step = self._restore()
+        self.leader = Leader(config)
+        self.events = Events(self.run.path)
+        self.watchdog = Watchdog(config.train.patience, self._tell_hang)
         if self.rank == 0:
             rewind(self.run.metrics_file, self.step)
             self.trackers = Trackers(config, self.run, self.step)
             self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid())
+            self.events.add("workers", workers=self.world, step=self.step)
 
     def _restore(self) -> int:
         """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
-        chosen: list[Any] = [None]
-        if self.rank == 0:
-            found = checkpoints.newest(self.run.checkpoints, print)
-            chosen = [found and found.path]
-        dist.broadcast_object_list(chosen, src=0)
-        if chosen[0] is None:
+        checkpoint = checkpoints.newest_together(self.config.checkpoints, print)
+        if checkpoint is None:
             return 0
-        checkpoint = checkpoints.read(chosen[0])
         checkpoints.restore(checkpoint, self.state)
         self.meter.load(checkpoint.manifest["meter"], self.rank)
         self.ledger = Ledger(self.order, checkpoint.manifest["ledger"])
@@ -141,28 +151,70 @@ class _Training:
 
     def fit(self) -> int:
         """Train to the last step; returns it."""
-        train, every = self.config.train, self.config.checkpoint.every
+        train = self.config.train
         # Reading starts here and goes on beside the first evaluation.
         stream = batches(self.data, "train", self.order, self.step, train.steps, self.rank, self.world)
         if self.step == 0 and self.config.evaluation.every:
             self._evaluate()
-        saved = self.step
         self.meter.restart()
         for batch in stream:
             self._update(batch)
+            self.watchdog.stepped()
             if self.step % train.log_every == 0 or self.step == train.steps:
                 self._report()
             if self._due(self.config.evaluation.every):
                 self._evaluate()
-            if self._due(every):
-                self._save()
-                saved = self.step
+            self.watchdog.at("the end", self.step)
+            self._follow(self.leader.orders(self.step))
+            self.watchdog.at("waiting for data", self.step + 1)
         stream.close()
-        if saved != self.step:
-            self._save()
+        self._finish_writing()
+        self.watchdog.close()
         if self.rank == 0:
             self.trackers.close()
         return self.step
+
+    def _tell_hang(self, reason: str) -> None:
+        self.events.add("hang", worker=self.rank, reason=reason)
+        print(f"worker {self.rank} ends: {reason}", flush=True)
+
+    def _follow(self, orders: Orders) -> None:
+        """Do what the leader has decided for the end of this step. *Collective.*"""
+        if orders & Orders.SAVE:
+            self._save()
+        if orders & Orders.LOOK and (info := ray.train.get_preemption_info()):
+            if not orders & Orders.SAVE:
+                self._save()
+            self.writer.finish()
+            self._tell_news()
+            if self.rank == 0:
+                self.events.add("preempted", workers=info.preempted_ranks, step=self.step)
+            raise Preempted(f"workers {info.preempted_ranks} will lose their machines; step {self.step} is saved")
+        if orders & Orders.STOP:
+            raise Hopeless(
+                f"the last {self.config.checkpoint.failures} checkpoints could not be written: {self.leader.trouble}"
+            )
+        self._tell_news()
+
+    def _finish_writing(self) -> None:
+        """Wait for the checkpoint that is being written. *Collective.*"""
+        with self.meter.paused():
+            self.writer.finish()
+        self._tell_news()
+        trouble = [self.leader.trouble]
+        dist.broadcast_object_list(trouble, src=0)
+        if trouble[0]:
+            raise Hopeless(f"the last checkpoint could not be written: {trouble[0]}")
+
+    def _tell_news(self) -> None:
+        """Log what became of checkpoints; of the leader."""
+        for news in self.writer.news():
+            self.leader.heard(news)
+            facts = {"path": news.path.name, "seconds": news.seconds, "blocked": news.blocked}
+            kind = "checkpoint"
+            if news.error is not None:
+                kind, facts["error"] = "checkpoint failed", news.error
+            self.trackers.log({"kind": kind, "step": news.step, "time": time.time(), **facts})
 
     def _due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.config.train.steps)
@@ -187,17 +239,20 @@ class _Training:
             length = self._tokens_of_a_row(drawn["real"])
         self.engine.train()
         for number, (part, real) in enumerate(self.passes.parts(len(slots)), start=1):
+            self.watchdog.at(f"pass {number}", step + 1)
             mine = part.to(self.device)
             loss = self.engine(tokens[mine], **{name: values[mine] for name, values in drawn.items()})
             self.engine.backward(self.passes.loss(bits_per_token(loss.optimised, length), real))
             self.meter.add(bits_per_token(loss.bound, length)[:real], 1 if self.end_of_rows is None else length)
             if number == self.passes.count and (step + 1) % train.log_every == 0:
                 self.meter.gradient_norm = self._gradient_norm_before_step()
+            self.watchdog.at(f"the update after pass {number}", step + 1)
             self.engine.step()
         self.ledger.add(batch.step, batch.slots, batch.sets, batch.rows)
         self.meter.steps += 1
         self.meter.tokens = self.meter.tokens + length * train.batch_size
         self.step += 1
+        self.evaluated = None
 
     def _tokens_of_a_row(self, real: torch.Tensor) -> torch.Tensor:
         """How many tokens a row of the global batch has on average, padding aside: float64 `[]`. Collective.
@@ -231,7 +286,7 @@ class _Training:
         bits, learned = self.meter.mean(self.device), self._powers()
         self.ledger.settle(self._summed)
         if not math.isfinite(bits):
-            raise Diverged(
+            raise Hopeless(
                 f"the loss is {bits} at step {self.step}; the last checkpoint is untouched. "
                 f"Try a lower optimizer.learning_rate (now {self.config.optimizer.learning_rate:g}) "
                 "or optimizer.clip_norm=1"
@@ -285,6 +340,7 @@ class _Training:
             bits, weights = [], []
             with self.state.averaged():
                 for part in ids.split(self.passes.size):
+                    self.watchdog.at("the evaluation", self.step)
                     rows_of_part, labels = self.validation.read_labelled(part.numpy())
                     tokens = torch.as_tensor(rows_of_part, dtype=torch.int64, device=self.device)
                     real = None if self.end_of_rows is None else documents.no_padding(tokens, self.end_of_rows)
@@ -308,6 +364,7 @@ class _Training:
                 mean, error = mean_and_error(values)
             else:
                 mean, error = ratio_and_error(values, tokens, torch.arange(rows))
+        self.evaluated = {"bits_per_token": mean, "standard_error": error}
         if self.rank == 0:
             self._log(
                 "evaluation",
@@ -320,24 +377,20 @@ class _Training:
 
     def _save(self) -> None:
         with self.meter.paused():
-            began = time.perf_counter()
             self.ledger.settle(self._summed)
             facts = {
                 "run": self.config.name,
-                "seed": self.seed,
+                "seed": self.seed,  # all random numbers are functions of it and the step
                 "order": self.order.facts(),
                 "ledger": self.ledger.dump(),
+                "evaluation": self.evaluated,
                 "config": self.config.model_dump(mode="json"),
                 "meter": self.meter.dump(),
             }
-            folder = checkpoints.save(self.run.checkpoints, self.state, self.step, facts, self.config.checkpoint.keep)
-            seconds = time.perf_counter() - began
+            self.watchdog.at("saving", self.step)
+            self.writer.save(self.state, self.step, facts)
             if isinstance(self.model, GenMD4):
                 self._write_powers()
-        if self.rank == 0:
-            self._log("checkpoint", path=folder.name, seconds=seconds)
-        # Ray keeps the figures of the last report and learns that the worker lives; the checkpoint itself is ours.
-        ray.train.report({"step": self.step})
 
     @cached_property
     def token_names(self) -> powers.Names:

@@ -10,7 +10,7 @@ optimizer state. Everything here speaks of fragments, so the rest of the house n
 A tensor *kind* is "weights" or one of the optimizer's per-element states ("exp_avg", "exp_avg_sq", "ema").
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,12 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 from torch import Tensor, nn
 
+from orchestration.content_sums import content_sum
 from orchestration.optimizer import AdamWithEma
 
 WEIGHTS = "weights"
+Part = tuple[str, int, int]  # name of a parameter, first element, number of elements
+Reader = Callable[[str, Sequence[Part]], Iterable[tuple[Part, Tensor]]]  # (kind, parts) -> each with its float32 [n]
 
 
 def initialize(
@@ -135,16 +138,39 @@ class EngineState:
                     yield name, kind, whole.view(torch.float32).reshape(shape)
 
     @torch.no_grad()
-    def load(self, read: Callable[[str, str], Tensor], step: int) -> None:
-        """Fill the state from whole tensors `read(name, kind)`, as it is after `step` updates. *Collective.*"""
-        for fragment in self._fragments.values():
-            for kind, view in fragment.views.items():
-                view.copy_(read(fragment.name, kind).reshape(-1)[fragment.start : fragment.start + view.numel()])
+    def load(self, read: Reader, step: int) -> None:
+        """Fill the state with what `read` gives of this worker's fragments, as it is after `step` updates.
+        *Collective.*"""
+        wanted = [(part.name, part.start, part.views[WEIGHTS].numel()) for part in self._fragments.values()]
+        for kind in self.kinds:
+            for (name, *_), values in read(kind, wanted):
+                self._fragments[name].views[kind].copy_(values)
         for _, tensors in self._groups():
             for tensor in tensors:
                 self.optimizer.state[tensor]["step"].fill_(step)
         self.engine.global_steps = step
         self._publish()
+
+    @torch.no_grad()
+    def sums(self) -> dict[tuple[str, str], int]:
+        """Content sums of all tensors, by (name, kind), over all workers' fragments. *Collective.*"""
+        keys = [(name, kind) for name in self.shapes for kind in self.kinds]
+        found = torch.zeros(len(keys), dtype=torch.int64, device=self.engine.device)
+        for place, (name, kind) in enumerate(keys):
+            if fragment := self._fragments.get(name):
+                found[place] = content_sum(fragment.views[kind], fragment.start)
+        if self.stage:  # else every worker has all of it
+            dist.all_reduce(found)
+        return dict(zip(keys, found.tolist(), strict=True))
+
+    @torch.no_grad()
+    def network_sums(self) -> dict[tuple[str, str], int]:
+        """Content sums of the weights that the network computes with, as this worker sees them. *Collective.*"""
+        found = {}
+        for name, p in self.parameters.items():
+            with deepspeed.zero.GatheredParameters([p], enabled=self.stage == 3):
+                found[name, WEIGHTS] = int(content_sum(p.data))
+        return found
 
     def _publish(self) -> None:
         """Make the network compute with the float32 fragments as they now are. *Collective.*

@@ -74,6 +74,50 @@ class Bucket:
         """Write an object, and read it back."""
         self._run(lambda: self._put(key, data))
 
+    def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        """Write an object only if the one there still has this tag, or there is none (None). Says whether it did."""
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        tried = 0
+
+        async def write(client: Any) -> bool:
+            nonlocal tried
+            tried += 1
+            try:
+                await client.put_object(Bucket=self.name, Key=key, Body=data, **condition)
+            except boto.ClientError as error:
+                if _status(error) in (409, 412):
+                    return False
+                if tag is not None and _status(error) == 404:  # it is gone
+                    return False
+                raise
+            return True
+
+        async def attempts() -> bool:
+            written = await self._attempts(key, write)
+            # An attempt whose answer was lost may have written what the next one was refused for.
+            return written or (tried > 1 and await self._get(key, None) == data)
+
+        try:
+            return self._run(attempts)
+        except FileNotFoundError:
+            return False
+
+    def tagged(self, key: str) -> tuple[bytes, str] | None:
+        """The whole object, and the tag that names this version of it; None if it is not there."""
+
+        async def read(client: Any) -> tuple[bytes, str]:
+            answer = await client.get_object(Bucket=self.name, Key=key)
+            async with answer["Body"] as body:
+                data = await body.read()
+            if len(data) != answer["ContentLength"]:
+                raise _Passing(f"{len(data)} bytes came instead of {answer['ContentLength']}")
+            return data, answer["ETag"]
+
+        try:
+            return self._run(lambda: self._attempts(key, read))
+        except FileNotFoundError:
+            return None
+
     def size(self, key: str) -> int:
         """Bytes of an object. UserError if there is no such bucket."""
 

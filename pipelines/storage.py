@@ -7,12 +7,15 @@ FileNotFoundError says that a file is missing. What else is wrong with S3 (no su
 denied, an endpoint that does not answer) comes as a UserError that names the url; local failures stay OSError.
 """
 
+import fcntl
 import io
 import os
 import random
 import re
+import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -55,8 +58,29 @@ def write_atomically(file: Path, data: bytes) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, file)
+        sync_folder(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, of those that ask for it with the same folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -145,6 +169,40 @@ class Folder:
         else:
             write_atomically(Path(self.path(file)), data)
 
+    def create(self, file: str, data: bytes) -> None:
+        """Write a file that is not there yet; FileExistsError if there is one with other bytes."""
+        if self.remote:
+            if not self._s3().put_if(self._key(file), data, None) and self.read(file) != data:
+                raise FileExistsError(f"{self.path(file)} exists already")
+            return
+        target = Path(self.path(file))
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        write_atomically(temporary, data)
+        try:
+            os.link(temporary, target)  # unlike a renaming, fails where something is
+        except FileExistsError:
+            if target.read_bytes() != data:
+                raise
+        finally:
+            temporary.unlink()
+        sync_folder(target.parent)
+
+    def update(self, file: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replace a small file by `change(its bytes, or None)`, unless that is None, with nobody's change between."""
+        if not self.remote:
+            target = Path(self.path(file))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(target.parent):
+                new = change(target.read_bytes() if target.exists() else None)
+                if new is not None:
+                    write_atomically(target, new)
+            return
+        while True:
+            found = self._s3().tagged(self._key(file))
+            new = change(found and found[0])
+            if new is None or self._s3().put_if(self._key(file), new, found and found[1]):
+                return
+
     def size(self, file: str) -> int:
         """Bytes of a file."""
         return self._s3().size(self._key(file)) if self.remote else os.stat(self.path(file)).st_size
@@ -182,6 +240,14 @@ class Folder:
             self._s3().remove(self._key(file))
         else:
             Path(self.path(file)).unlink(missing_ok=True)
+
+    def remove_all(self) -> None:
+        """Delete the folder with everything in it, if it is there."""
+        if not self.remote:
+            shutil.rmtree(self.url, ignore_errors=True)
+            return
+        for file in self.list():
+            self.remove(file)
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """What pyarrow and Ray Data read the folder with: a file system, and the folder's path in it."""

@@ -1,18 +1,18 @@
 """A run's folder as training leaves it, without the training: a small network whose weights are disturbed, so that its
 predictions depend on everything."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from md4.model import build
 from md4.objectives import MD4
-from orchestration.checkpoints import FORMAT, MANIFEST
+from orchestration.checkpoints import FORMAT, MANIFEST, file_name
 from orchestration.config import load
+from orchestration.content_sums import content_sum
 from orchestration.runs import Run
+from orchestration.tensor_files import write
 
 LENGTH = 32
 
@@ -49,11 +49,8 @@ def write_run(folder: Path, *overrides: str, seed: int = 0, step: int = 7) -> Pa
 def write_checkpoint(run: Run, model: MD4, step: int) -> None:
     """The model's weights as a checkpoint of one writer."""
     folder = run.checkpoints / f"step-{step:08d}-abcdef"
-    folder.mkdir(parents=True)
-    file = folder / "weights-00000-of-00001.safetensors"
-    tensors = model.state_dict()
-    save_file(tensors, str(file))
-    data = file.read_bytes()
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    file = file_name("weights", 0, 1)
     manifest = {
         "format": FORMAT,
         "step": step,
@@ -61,8 +58,14 @@ def write_checkpoint(run: Run, model: MD4, step: int) -> None:
         "writers": 1,
         "kinds": ["weights"],
         "tensors": {
-            name: {"shape": list(tensor.shape), "dtype": "float32", "writer": 0} for name, tensor in tensors.items()
+            name: {
+                "shape": list(tensor.shape),
+                "dtype": "float32",
+                "writer": 0,
+                "sums": {"weights": int(content_sum(tensor))},
+            }
+            for name, tensor in tensors.items()
         },
-        "files": {file.name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+        "files": {file: write(folder, file, tensors)},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    folder.create(MANIFEST, json.dumps(manifest).encode())

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from md4.documents import no_padding
-from md4.errors import UserError
 from md4.genmd4 import GenMD4
 from md4.objectives import MD4, bits_per_token
 from md4.schedules import parse_schedule
@@ -22,7 +21,7 @@ BATCH, SLICES, LENGTH, V = 12, 6, 8, 11
 def test_every_row_counts_once_and_all_workers_make_the_same_passes(slices, world, m, data):
     world = min(world, slices)
     places = Passes(slices * m, slices, world).places
-    size = data.draw(st.sampled_from([n for n in range(1, places + 1) if places % n == 0]))
+    size = data.draw(st.integers(1, places + 1))
     passes = Passes(slices * m, slices, world, size)
     counted = 0
     for rank in range(world):
@@ -106,8 +105,3 @@ def test_padded_rows_count_by_their_tokens_on_any_number_of_workers(objective):
             for part, counted in passes.parts((last - first) * 2):
                 total += gradient(passes.loss(bits_per_token(nats(first * 2 + part), of_a_row), counted))
         assert (total / (world * passes.count) - whole).norm() <= 1e-12 * whole.norm()
-
-
-def test_micro_batches_that_do_not_come_out_even():
-    with pytest.raises(UserError, match=r"micro_batch=3 must divide a worker's share .*, 4 rows with 4 worker"):
-        Passes(BATCH, SLICES, 4, 3)

@@ -66,7 +66,8 @@ def test_progress_is_told_once_though_a_restart_cuts_the_metrics_back(tiny):
 
     run = Run.create(tiny("train.steps=9"))
     rows = [
-        {"kind": "checkpoint", "step": n, "time": float(n), "path": f"step-{n}", "seconds": 0.1} for n in range(1, 6)
+        {"kind": "checkpoint", "step": n, "time": float(n), "path": f"step-{n}", "seconds": 0.1, "blocked": 0.0}
+        for n in range(1, 6)
     ]
     run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
     said: list[str] = []

@@ -10,7 +10,7 @@ from orchestration.tracking import Trackers
 ROWS = [
     {"kind": "train", "step": 1, "bits_per_token": 4.5, "gradient_norm": None},
     {"kind": "train", "step": 2, "bits_per_token": 4.25, "gradient_norm": 1.5},
-    {"kind": "checkpoint", "step": 2, "path": "step-2", "seconds": 0.5},
+    {"kind": "checkpoint", "step": 2, "path": "step-2", "seconds": 0.5, "blocked": 0.1},
 ]
 
 

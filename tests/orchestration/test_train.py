@@ -202,12 +202,11 @@ def test_a_checkpoint_that_the_order_does_not_explain_is_refused_before_workers_
         with pytest.raises(UserError, match=message):
             check(config, True, print)
     (run.path / "config.yaml").write_text(text)
-    manifest = newest.path / checkpoints.MANIFEST
-    sound = manifest.read_text()
-    manifest.write_text(sound.replace(newest.manifest["ledger"]["head"], "0" * 32))
+    sound = newest.path.read(checkpoints.MANIFEST)
+    newest.path.write(checkpoints.MANIFEST, sound.replace(newest.manifest["ledger"]["head"].encode(), b"0" * 32))
     with pytest.raises(UserError, match=r"consumed other rows than the order says: its ledger is 0{32} at step 12"):
         check(load("pydocs-tiny", settings), True, print)
-    manifest.write_text(sound)
+    newest.path.write(checkpoints.MANIFEST, sound)
     check(load("pydocs-tiny", settings), True, print)
 
 

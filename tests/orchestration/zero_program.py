@@ -22,6 +22,7 @@ from md4.networks.transformer import TransformerConfig
 from md4.networks.unet import UNetConfig
 from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints
+from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.optimizer import AdamWithEma, OptimizerConfig, parameter_groups
 from orchestration.zero import EngineState, initialize
 
@@ -146,13 +147,16 @@ def main(folder: Path, objective: str, pairs: list[tuple[int, int]]) -> None:
         bounds = train(first, 0, STEPS)
         assert agree(bounds, plain), (bounds, plain)
         check_powers(first)
-        checkpoints.save(folder / str(old), first, STEPS, {"config": {}}, keep=2)
+        writer = Writer(folder / str(old), Retention())
+        writer.save(first, STEPS, {"config": {}})
+        writer.finish()
+        dist.barrier()
         saved = everything(first)
         check_average(first, objective)
         expected = train(first, STEPS, 2 * STEPS)
 
         second = make(new, objective)
-        checkpoint = checkpoints.newest(folder / str(old), print)
+        checkpoint = checkpoints.newest_together(folder / str(old), print)
         assert checkpoint is not None
         checkpoints.restore(checkpoint, second)
         loaded = everything(second)

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,6 +57,42 @@ def test_reading_what_was_written(folder):
     folder.remove("a/b.bin")
     folder.remove("a/b.bin")
     assert list(folder.list()) == ["ab"]
+
+
+def test_a_file_is_created_once(folder):
+    folder.create("a/first", b"one")
+    folder.create("a/first", b"one")  # said twice: a lost answer may make it so
+    with pytest.raises(FileExistsError):
+        folder.create("a/first", b"two")
+    assert folder.read("a/first") == b"one"
+    assert list(folder.list()) == ["a/first"]
+
+
+def test_updates_of_many_are_not_lost(folder):
+    def add(old: bytes | None) -> bytes:
+        return str(int(old or b"0") + 1).encode()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: folder.update("count", add), range(24)))
+    assert folder.read("count") == b"24"
+    folder.update("count", lambda old: None)
+    assert folder.read("count") == b"24"
+    folder.remove_all()
+    assert folder.list() == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_and_creations_survive_every_kind_of_failure(s3, kind):
+    folder = Folder(ROOT)
+    s3.fails(0.5, (kind,), seed=3)
+    for number in range(8):
+        folder.create(f"file-{number}", b"x")
+    for number in range(8):
+        # Whoever decides by what is there decides again after a lost answer: the change must bear that.
+        folder.update("newest", lambda old, number=number: str(max(int(old or b"0"), number)).encode())
+    s3.fails(0)
+    assert folder.read("newest") == b"7"
+    assert len(folder.list()) == 9
 
 
 def test_what_is_not_there(folder):
