@@ -62,7 +62,7 @@ def _unpacked_zst(data: memoryview, most: int) -> bytes:
                 raise EOFError("it ends too early")
             parts.append(frame.decompress(data[start : start + 2**10]))  # which may become 32 MB
             size += len(parts[-1])
-            start += 2**10
+            start = min(start + 2**10, len(data))
         start -= len(frame.unused_data)
     return b"".join(parts)
 

@@ -26,7 +26,7 @@ _IMAGE_PART_BYTES = 2**26
 _SHAPES = {**images.SHAPES, **named.SHAPES}  # where data.shape need not be given
 
 
-def _has_images(source: Any) -> bool:
+def _has_images(source: str) -> bool:
     return source in images.KINDS or source in named.SHAPES
 
 
@@ -112,7 +112,7 @@ class SetConfig(BaseModel):
     def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
         """The settings with what follows from others of them: a set of images knows its vocabulary and its length."""
         kind = tree.get("source")
-        if not _has_images(kind):
+        if not isinstance(kind, str) or not _has_images(kind):
             return tree
         shape = tree.get("shape") or _SHAPES.get(kind)
         defaults: dict[str, Any] = {"vocabulary": PIXELS, "part_bytes": _IMAGE_PART_BYTES}

@@ -2,9 +2,9 @@
 
 Urls go through pooch into the cache folder (`MD4_CACHE`, else `~/.cache/md4` or where XDG_CACHE_HOME says), and are
 unpacked there; what the hub has goes into the hub's own cache (`HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what
-they mean everywhere). An interrupted download goes on where it was. When all is there and verified, a *receipt* in the cache
-says which files they are, with sizes and hashes: until then nothing counts as fetched, and what is fetched again later
-must have the same hashes.
+they mean everywhere). An interrupted download goes on where it was. When all is there and verified, a *receipt* in the
+cache says which files they are, with sizes and hashes: until then nothing counts as fetched, and what is fetched again
+later must have the same hashes.
 """
 
 import fnmatch
@@ -35,6 +35,7 @@ from pipelines.storage import write_atomically
 from pipelines.units import Report
 
 _CHUNK = 2**20
+_ARRIVING = 2**16  # bytes written at once: what is lost when a connection breaks
 _ATTEMPTS = 5
 
 
@@ -192,13 +193,10 @@ def _download(url: Url, known: str | None, folder: Path) -> Path:
     import requests
 
     folder.mkdir(parents=True, exist_ok=True)
+    downloader: Any = _Resuming(folder / f"{url.name}.part")
     pooch.get_logger().setLevel("ERROR")  # it advises to write the hash down, which receipts do
     try:
-        return Path(
-            pooch.retrieve(
-                url.url, known, fname=url.name, path=folder, downloader=_Resuming(folder / f"{url.name}.part")
-            )
-        )
+        return Path(pooch.retrieve(url.url, known, fname=url.name, path=folder, downloader=downloader))
     except ValueError as error:
         raise UserError(
             f"{url.url} is not what it should be ({error}). If the origin has changed, get a file with the known hash "
@@ -250,7 +248,7 @@ class _Resuming:
             total = have + int(length) if length else None
             with open(self.part, "ab" if have else "wb") as file, _progress(self.part.stem, total) as advance:
                 advance(have)
-                for chunk in answer.iter_content(_CHUNK):
+                for chunk in answer.iter_content(_ARRIVING):
                     file.write(chunk)
                     advance(len(chunk))
                 if total is not None and file.tell() < total:
@@ -270,7 +268,7 @@ def _is_archive(file: Path) -> bool:
 
 
 def unpack(file: BinaryIO, name: str, wanted: str, folder: Path) -> None:
-    """Write the plain files in a zip or a tar whose path matches `wanted` into the folder, with the last of their folders.
+    """Write the plain files in a zip or a tar whose path matches `wanted`, each with the last of its folders.
 
     UserError for archives that are damaged, hold none, or unpack to very much more than they are.
     """

@@ -234,7 +234,8 @@ def _mirrored(name: str, path: str) -> tuple[Url, ...]:
 def _archives(root: Root, one: NamedSet) -> list[str]:
     """The archives of a mirror that has nothing but these."""
     found, _ = root.entries("a mirror of the set")
-    if one.wanted is None or any(re.search(pattern, file.name) for _, pattern in one.formats for file in found):
+    known = re.compile("|".join(f"(?:{pattern})" for _, pattern in one.formats), re.IGNORECASE)
+    if one.wanted is None or any(known.search(file.name) for file in found):
         return []
     return [file.place for file in found if is_archive(file.name)]
 
@@ -243,7 +244,7 @@ def _format(name: str, root: Root) -> str:
     """The first of the formats of a set that the names of the files tell."""
     found, _ = root.entries(f"a mirror of {name}")
     for kind, pattern in SETS[name].formats:
-        if any(re.search(pattern, file.name) for file in found):
+        if any(re.search(pattern, file.name, re.IGNORECASE) for file in found):
             return kind
     kinds = ", ".join(kind for kind, _ in SETS[name].formats)
     raise UserError(f"data.path={str(root)!r} has no files of {name}: it is read from {kinds}")

@@ -127,9 +127,12 @@ def opened(place: str) -> Iterator[BinaryIO]:
     """A file of a source, to be read at any place; what goes wrong with it becomes a UserError that names it."""
     try:
         folder, name = _folder(place)
-        with folder.open(name) as file:
-            # Much at once: what is read next lies mostly behind what was read.
-            yield io.BufferedReader(file.detach(), _READ_BYTES) if folder.remote else file  # type: ignore[attr-defined]
+        file = folder.open(name)
+        if folder.remote:  # much at once: what is read next lies mostly behind what was read
+            assert isinstance(file, io.BufferedReader)
+            file = io.BufferedReader(file.detach(), _READ_BYTES)
+        with file:
+            yield file
     except OSError as error:
         raise UserError(f"cannot read {place!r}: {error.strerror or error}") from error
 

@@ -8,8 +8,8 @@
     webdataset     a tar, or a folder of them: an image and a .cls (or .json with "label") for each sample
     image-parquet  a parquet file, or a folder of them: a column of image bytes (as the Hugging Face hub writes them)
 
-`arrays` and `npz` read the first four, which hold bare pixels, `files` and `tars` the others, which hold image files; `tokens`
-makes tokens of both, and `sources` is what they look like from outside.
+`arrays` and `npz` read the first four, which hold bare pixels, `files` and `tars` the others, which hold image files;
+`tokens` makes tokens of both, and `sources` is what they look like from outside.
 
 An image has the shape [H, W, C] with one token for each number of a pixel, row by row, the channels of a pixel side by
 side. A source that has a test or validation set of its own says so in the names of its files or of its topmost folders
