@@ -10,18 +10,24 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from md4.errors import UserError
-from pipelines import images, sources
+from pipelines import images, named, sources
 from pipelines.manifest import MANIFEST
 from pipelines.quotas import quotas
 from pipelines.storage import Folder, location
+from pipelines.text.recipe import Recipe
 from pipelines.units import Source
 from pipelines.vocabularies import Trained, Vocabulary, located, vocabulary
 
 PIXELS = "pixels"  # the vocabulary of images
-_FOR_TEXT = ("document_chars", "packing")  # settings that only text has
-_FOR_IMAGES = ("shape", "levels", "fit", "damaged", "image_column", "label_column")
+_FOR_TEXT = ("document_chars", "packing", "text_column")  # settings that only text has
+_FOR_IMAGES = ("shape", "levels", "fit", "image_column", "label_column")
 _FOR_STREAM = ("order", "cache_mb", "mixture")  # settings of the order of rows, not of the rows
 _IMAGE_PART_BYTES = 2**26
+_SHAPES = {**images.SHAPES, **named.SHAPES}  # where data.shape need not be given
+
+
+def _has_images(source: str) -> bool:
+    return source in images.KINDS or source in named.SHAPES
 
 
 class SetConfig(BaseModel):
@@ -31,11 +37,15 @@ class SetConfig(BaseModel):
 
     source: str = Field(
         default="pydocs",
-        description="where the data come from: text (files) or pydocs (Python's own docs); of images digits (ship with "
-        "scikit-learn), idx (MNIST), cifar, images (a folder), webdataset or image-parquet",
+        description="where the data come from. Sets by name: text8, openwebtext, fineweb-edu, lm1b, wikitext-2, "
+        "wikitext-103, and of images cifar10, imagenet32, imagenet64, mnist. Your own: text, lines, jsonl, parquet, "
+        "huggingface, text-webdataset, and of images idx, cifar, npz, images (a folder), webdataset, image-parquet. At "
+        "hand: pydocs (Python's own docs), digits (images that ship with scikit-learn)",
     )
     path: str | None = Field(
-        default=None, description="where the source lies: for text a file, or a folder of .txt and .md files"
+        default=None,
+        description="where the source lies: a file or a folder, s3://bucket/prefix, or a url that is downloaded; for "
+        "huggingface also org/name[:config] on the hub. Sets by name are fetched if it is null, else read there",
     )
     vocabulary: str = Field(
         default="text8",
@@ -46,7 +56,9 @@ class SetConfig(BaseModel):
         default=256, ge=8, le=65536, description="tokens of a row; for images height * width * channels, by default"
     )
     shape: tuple[int, int, int] | None = Field(
-        default=None, description="height, width and channels (1 = grey, 3 = RGB) of images; digits, idx, cifar know it"
+        default=None,
+        description="height, width and channels (1 = grey, 3 = RGB) of images; digits, idx, cifar and sets "
+        "by name know it",
     )
     levels: int | None = Field(
         default=None, ge=2, le=256, description="brightness levels of images; by default all: 256, of digits 17"
@@ -55,7 +67,11 @@ class SetConfig(BaseModel):
         default="exact", description="images of another size: exact = refused, crop = cut around the centre and resized"
     )
     damaged: Literal["refuse", "skip"] = Field(
-        default="refuse", description="images that cannot be used: refuse = stop with a message, skip = count them"
+        default="refuse",
+        description="records that cannot be used: refuse = stop with a message, skip = count them",
+    )
+    text_column: str = Field(
+        default="text", min_length=1, description="the field of JSON lines, or column of a table, that holds the text"
     )
     image_column: str | None = Field(default=None, description="of image-parquet; null = image, or the only one")
     label_column: str | None = Field(default=None, description="of image-parquet; null = label, if there is one")
@@ -97,9 +113,9 @@ class SetConfig(BaseModel):
     def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
         """The settings with what follows from others of them: a set of images knows its vocabulary and its length."""
         kind = tree.get("source")
-        if kind not in images.KINDS:
+        if not isinstance(kind, str) or not _has_images(kind):
             return tree
-        shape = tree.get("shape") or images.SHAPES.get(kind)
+        shape = tree.get("shape") or _SHAPES.get(kind)
         defaults: dict[str, Any] = {"vocabulary": PIXELS, "part_bytes": _IMAGE_PART_BYTES}
         if isinstance(shape, list | tuple) and len(shape) == 3 and all(isinstance(size, int) for size in shape):
             defaults["length"] = math.prod(shape)
@@ -116,7 +132,7 @@ class SetConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.source in images.KINDS:
+        if self.has_images:
             self._check_images()
         elif self.vocabulary.startswith(PIXELS):
             raise ValueError(f"vocabulary={self.vocabulary} is for images, but source={self.source} is text")
@@ -150,7 +166,7 @@ class SetConfig(BaseModel):
     @property
     def has_images(self) -> bool:
         """Is an example an image, not text?"""
-        return self.source in images.KINDS
+        return _has_images(self.source)
 
     @property
     def tokens(self) -> Vocabulary:
@@ -175,6 +191,10 @@ class SetConfig(BaseModel):
         return images.Recipe(
             self.source, self.shape, self.levels, self.fit, self.damaged, self.image_column, self.label_column
         )
+
+    def text_recipe(self) -> Recipe:
+        """How records become documents."""
+        return Recipe(self.text_column, self.damaged)
 
     def content(self) -> dict[str, Any]:
         """The configuration as far as it decides the result."""
@@ -250,13 +270,24 @@ class DataConfig(SetConfig):
 
 def open_source(config: DataConfig) -> Source:
     """The source that a configuration names; UserError for one that is unknown or whose path makes no sense."""
-    if config.has_images:
-        return images.open_source(config.source, config.path, config.image_column, config.label_column)
-    if config.source in sources.KINDS:
-        return sources.open_source(config.source, config.path)
-    known = (*sources.KINDS, *images.KINDS)
-    nearest = difflib.get_close_matches(config.source, known, n=1, cutoff=0)[0]
-    raise UserError(f"unknown data source {config.source!r}: known are {', '.join(known)}; did you mean {nearest!r}?")
+
+    def opener(kind: str, path: str | None) -> Source:
+        if kind in images.KINDS:
+            return images.open_source(kind, path, config.image_column, config.label_column)
+        return sources.open_source(kind, path, config.text_recipe())
+
+    kind, path = config.source, config.path
+    if kind in named.SETS:
+        return named.open_named(kind, path, opener)
+    if kind not in (*images.KINDS, *sources.KINDS):
+        known = (*named.SETS, *sources.KINDS, *images.KINDS)
+        nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0)[0]
+        raise UserError(f"unknown data source {kind!r}: known are {', '.join(known)}; did you mean {nearest!r}?")
+    if path is not None and named.is_url(path):
+        return named.open_url(kind, path, opener)
+    if kind == "huggingface" and (hub := named.hub_name(path)):
+        return named.open_hub(hub, opener)
+    return opener(kind, path)
 
 
 def config_digest(config: DataConfig, source: Source) -> str:
@@ -272,8 +303,17 @@ def prepared_path(config: DataConfig) -> Path | Folder:
     return location(config.directory) / name
 
 
-def check(config: DataConfig) -> None:
-    """UserError if a set is neither prepared nor has a corpus to make it from. Needs no Ray, reads no text."""
+def check(config: DataConfig) -> list[str]:
+    """UserError if a set is neither prepared nor has a corpus to make it from. Needs no Ray, reads no text.
+
+    What would have to be fetched first is returned, in words.
+    """
+    notes = []
     for _, one in config.sets():
         if not Folder(prepared_path(one)).exists(MANIFEST):
-            open_source(one).list_units(one.part_bytes)
+            source = open_source(one)
+            if what := source.missing():
+                notes.append(f"data: {what}")
+            else:
+                source.list_units(one.part_bytes)
+    return notes

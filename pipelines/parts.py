@@ -134,7 +134,7 @@ def load_record(root: Folder, number: int) -> PartRecord | None:
 
 def _prepare_text(root: Folder, number: int, digest: str, part: list[Unit], config: DataConfig, _: Whole) -> PartRecord:
     words = config.tokens
-    readings = [sources.read(unit) for unit in part]
+    readings = [sources.read(unit, config.text_recipe()) for unit in part]
     texts: dict[str, list[tuple[bytes, str]]] = {name: [] for name in SPLITS}
     for reading in readings:
         for document in reading.documents:

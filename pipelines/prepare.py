@@ -50,6 +50,7 @@ def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path |
     if _is_finished(config, source, root, report):
         return location(str(root))
 
+    source.fetch(report)
     units = source.list_units(config.part_bytes)
     parts = deal(units, config.part_bytes)
     own_splits = sorted({unit.split for unit in units if unit.split})
