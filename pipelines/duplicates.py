@@ -25,7 +25,7 @@ from pipelines.units import Unit
 _PREFIXES = 256  # by which hashes are found in a file; the most buckets that there can be
 _BUCKET_DOCUMENTS = 2**20
 _HASH = np.dtype([("high", ">u8"), ("low", ">u8"), ("number", "<u4"), ("rank", "u1")])
-_LOSER = np.dtype([("number", "<u4"), ("first_part", "<u4"), ("first_number", "<u4")])
+_LOSER = np.dtype([("number", "<u4"), ("first_part", "<u4"), ("first_number", "<u4"), ("first_rank", "u1")])
 _RANKS = {"test": 0, "validation": 1}  # of the source's own splits; everything else may become training text: 2
 _DIGEST_BYTES = 32
 
@@ -131,6 +131,7 @@ def compare_bucket(root: Folder, bucket: int, buckets: int, parts: int, digest: 
     rows = np.empty(len(order), _LOSER)
     rows["number"] = hashes["number"][order]
     rows["first_part"], rows["first_number"] = owner[first], hashes["number"][first]
+    rows["first_rank"] = hashes["rank"][first]
     # Bytes of the file at which the rows of each part begin, and end.
     bounds = np.searchsorted(owner[order], np.arange(parts + 1)) * _LOSER.itemsize + _DIGEST_BYTES + 8 * (parts + 1)
     root.write(bucket_file(bucket), name + bounds.astype("<u8").tobytes() + rows.tobytes())
@@ -153,7 +154,8 @@ def losers(hashes: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def left_out(root: Folder, part: int, buckets: int) -> np.ndarray:
-    """Documents `[k, 3]` of a part to leave out: number, and part and number of the one that is kept instead."""
+    """Documents `[k, 4]` of a part to leave out: number, and of the one that is kept instead part, number and whether
+    the source itself holds it out (0 or 1)."""
     found = []
     for bucket in range(buckets):
         at = _DIGEST_BYTES + part * 8
@@ -163,7 +165,9 @@ def left_out(root: Folder, part: int, buckets: int) -> np.ndarray:
             found.append(np.frombuffer(root.read_ranges(bucket_file(bucket), [(start, stop)])[0], _LOSER))
     rows = np.concatenate(found) if found else np.empty(0, _LOSER)
     rows = rows[np.argsort(rows["number"])]
-    return np.stack([rows[name].astype(np.int64) for name in ("number", "first_part", "first_number")], axis=1)
+    held_out = rows["first_rank"] < max(_RANKS.values()) + 1
+    columns = [rows["number"], rows["first_part"], rows["first_number"], held_out]
+    return np.stack([column.astype(np.int64) for column in columns], axis=1)
 
 
 def digest(left_out: np.ndarray) -> str:

@@ -32,19 +32,14 @@ def prepare_text(job: Job, number: int, part: Sequence[Unit]) -> PartRecord:
     found = read_texts(part, config, cleaning.unpickled(job.hooks))
     texts, rejected = found.texts, found.rejected
     left_out = duplicates.left_out(job.root, number, job.buckets)
-    if len(left_out):
-        firsts = {own: (first_part, first) for own, first_part, first in left_out.tolist()}
-        rejected += [
-            Rejected(
-                text.name,
-                "duplicate",
-                f"of document {firsts[text.number][1]} of part {firsts[text.number][0]}",
-                text.text[:EXCERPT_CHARS],
-            )
-            for text in texts
-            if text.number in firsts
-        ]
-        texts = [text for text in texts if text.number not in firsts]
+    equal = {number: first for number, *first in left_out.tolist()}
+    for text in texts:
+        if text.number in equal:
+            part_of_first, first, held_out = equal[text.number]
+            reason = "duplicate of a held-out document" if held_out else "duplicate"
+            detail = f"of document {first} of part {part_of_first}"
+            rejected.append(Rejected(text.name, reason, detail, text.text[:EXCERPT_CHARS]))
+    texts = [text for text in texts if text.number not in equal]
 
     splits, sizes, counts = {}, dict.fromkeys((text.number for text in texts), 0), ""
     for name, pieces in _dealt(texts, config, job.whole).items():
@@ -52,16 +47,15 @@ def prepare_text(job: Job, number: int, part: Sequence[Unit]) -> PartRecord:
         bare = 0 if words.end_of_text is None and config.packing == "document" else 1  # the separator
         for piece, tokens in zip(pieces, encoded, strict=True):
             sizes[piece.document.number] += len(tokens) - bare
-        if name == "train" and words.size <= LARGEST_HISTOGRAM:
-            counts = packed_counts(
-                sum((np.bincount(tokens, minlength=words.size) for tokens in encoded), np.zeros(words.size, np.int64))
-            )
+        if name == "train" and encoded and words.size <= LARGEST_HISTOGRAM:
+            counts = packed_counts(np.bincount(np.concatenate(encoded), minlength=words.size))
         packed = _packed(encoded, name, config, words)
         for index in packed.too_long:
             detail = f"{len(encoded[index]) - 1:,} tokens, and a row has {config.length:,}"
             text = pieces[index].document
             rejected.append(Rejected(text.name, "longer than a row", detail, text.text[:EXCERPT_CHARS]))
-        kept = [piece for index, piece in enumerate(pieces) if index not in set(packed.too_long)]
+        too_long = set(packed.too_long)
+        kept = [piece for index, piece in enumerate(pieces) if index not in too_long]
         splits[name] = Split(
             documents=len(kept),
             characters=sum(len(piece.text) for piece in kept),

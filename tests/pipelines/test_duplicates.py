@@ -71,7 +71,8 @@ def test_duplicates_are_those_of_a_set(tmp_path_factory, corpus, buckets):
     found = [duplicates.left_out(Folder(root), number, buckets) for number in range(len(parts))]
     assert [set(rows[:, 0].tolist()) for rows in found] == oracle(corpus)
     for part, rows in enumerate(found):
-        for number, first_part, first in rows.tolist():
+        for number, first_part, first, held_out in rows.tolist():
+            assert held_out == (corpus[first_part][first][1] in ("validation", "test"))
             assert corpus[part][number][0] == corpus[first_part][first][0]
             assert first not in found[first_part][:, 0]
 
@@ -103,6 +104,6 @@ def test_buckets_hold_about_a_million(documents, buckets):
 
 
 def test_the_digest_of_what_is_left_out():
-    none, some = np.empty((0, 3), np.int64), np.array([[4, 0, 1]])
+    none, some = np.empty((0, 4), np.int64), np.array([[4, 0, 1, 0]])
     assert duplicates.digest(none) == ""
     assert len({duplicates.digest(some), duplicates.digest(some + 1), ""}) == 3
