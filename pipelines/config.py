@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from md4.errors import UserError
-from pipelines import images, named, sources
+from pipelines import cleaning, images, named, sources
 from pipelines.manifest import MANIFEST
 from pipelines.quotas import quotas
 from pipelines.storage import Folder, location
@@ -19,7 +19,11 @@ from pipelines.units import Source
 from pipelines.vocabularies import Trained, Vocabulary, located, vocabulary
 
 PIXELS = "pixels"  # the vocabulary of images
-_FOR_TEXT = ("document_chars", "packing", "text_column")  # settings that only text has
+_FOR_TEXT = (
+    "clean", "deduplicate", "max_chars", "document_chars", "packing", "long", "stride", "text_column",
+)  # fmt: skip
+# With their defaults they change nothing: a set's name and digest lack them.
+_UNNAMED = tuple(name for name in _FOR_TEXT if name != "document_chars")
 _FOR_IMAGES = ("shape", "levels", "fit", "image_column", "label_column")
 _FOR_STREAM = ("order", "cache_mb", "mixture")  # settings of the order of rows, not of the rows
 _IMAGE_PART_BYTES = 2**26
@@ -86,8 +90,27 @@ class SetConfig(BaseModel):
         description="how documents become rows: concat = joined and cut; windows = joined in their order, and a row "
         "begins at every token; document = one a row, filled up with end-of-text tokens that the loss ignores",
     )
+    long: Literal["cut", "split", "drop"] = Field(
+        default="split",
+        description="of packing=document, what becomes of documents longer than a row: cut = their beginning is kept; "
+        "split = several rows; drop = they are left out",
+    )
+    stride: int = Field(default=1, ge=1, description="of packing=windows, tokens from one training row to the next")
+    clean: tuple[str, ...] = Field(
+        default=(),
+        description="what is done to each document, in this order: nfc, nfkc (Unicode), html (markup removed), "
+        "whitespace, or package.module:function of your own, from str to str, or to None to leave the document out",
+    )
+    deduplicate: bool = Field(
+        default=False, description="leave out documents that equal an earlier one; a held-out one is kept first"
+    )
+    max_chars: int | None = Field(
+        default=None, ge=1, description="what a document has beyond so many characters is left out; null = no limit"
+    )
     document_chars: int = Field(
-        default=20_000, ge=100, description="longer documents are cut at white space, in characters"
+        default=20_000,
+        ge=100,
+        description="of packing=concat: longer documents are cut at white space, in characters, and shuffled in pieces",
     )
     part_bytes: int = Field(
         default=2**22,
@@ -138,6 +161,12 @@ class SetConfig(BaseModel):
             raise ValueError(f"vocabulary={self.vocabulary} is for images, but source={self.source} is text")
         elif self.shape is not None or self.levels is not None:
             raise ValueError(f"shape and levels are for images, but source={self.source} is text")
+        if self.stride != 1 and self.packing != "windows":
+            raise ValueError(f"stride={self.stride} is for packing=windows, but packing={self.packing}")
+        if self.stride > self.length:
+            raise ValueError(f"stride={self.stride} must be at most the length of a row, {self.length}")
+        if self.long != "split" and self.packing != "document":
+            raise ValueError(f"long={self.long} is for packing=document, but packing={self.packing}")
         if self.validation + self.test >= 1:
             raise ValueError(f"validation + test must be below 1, got {self.validation} + {self.test}")
         if self.rows_per_shard % self.rows_per_group:
@@ -147,6 +176,8 @@ class SetConfig(BaseModel):
         return self
 
     def _check_images(self) -> None:
+        if self.packing != "concat":
+            raise ValueError(f"packing={self.packing} is for text, but source={self.source} has images")
         if self.vocabulary != PIXELS:
             raise ValueError(
                 f"vocabulary={self.vocabulary} is for text, but source={self.source} has images: say pixels"
@@ -199,7 +230,11 @@ class SetConfig(BaseModel):
     def content(self) -> dict[str, Any]:
         """The configuration as far as it decides the result."""
         left_out = {"directory", *_FOR_STREAM, *(_FOR_TEXT if self.has_images else _FOR_IMAGES)}
-        return {**self.model_dump(exclude=left_out), "vocabulary": self.vocabulary_name}
+        facts = self.model_dump(exclude=left_out)
+        for name in _UNNAMED:
+            if name in facts and facts[name] == type(self).model_fields[name].default:
+                del facts[name]
+        return {**facts, "vocabulary": self.vocabulary_name}
 
 
 class MixedSet(SetConfig):
@@ -249,6 +284,10 @@ class DataConfig(SetConfig):
                     raise ValueError(
                         f"sets of a mixture must have the same {setting}: {names[0]!r} has {first}, {name!r} has {mine}"
                     )
+        if self.order == "lanes" and "windows" in [item.packing for item in self.mixture or (self,)]:
+            raise ValueError("order=lanes cannot serve packing=windows, whose rows overlap: say order=full, or auto")
+        if len({item.packing == "document" for item in self.mixture or (self,)}) > 1:
+            raise ValueError("packing=document, whose rows are padded, mixes only with sets of that packing")
         if self.mixture:
             try:
                 quotas([item.weight for item in self.mixture])
@@ -291,9 +330,22 @@ def open_source(config: DataConfig) -> Source:
 
 
 def config_digest(config: DataConfig, source: Source) -> str:
-    """Names what a prepared set is made from and how, wherever the source lies."""
+    """Names what a prepared set is made from and how, wherever the source lies.
+
+    A hook of the user's own counts with the file that it is in, a vocabulary with its digest.
+    """
     facts = {**config.content(), "path": None, "identity": source.identity}
+    if not config.has_images:
+        if config.clean:
+            facts["clean_sha256"] = [hook.sha256 for hook in cleaning.find(config.clean)]
+        if digest := vocabulary_digest(config.tokens):
+            facts["vocabulary_digest"] = digest
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def vocabulary_digest(words: Vocabulary) -> str:
+    """Names what a vocabulary consists of; empty for those that their name says everything of."""
+    return getattr(words, "digest", "")
 
 
 def prepared_path(config: DataConfig) -> Path | Folder:
@@ -310,6 +362,7 @@ def check(config: DataConfig) -> list[str]:
     """
     notes = []
     for _, one in config.sets():
+        check_packing(one)
         if not Folder(prepared_path(one)).exists(MANIFEST):
             source = open_source(one)
             if what := source.missing():
@@ -317,3 +370,12 @@ def check(config: DataConfig) -> list[str]:
             else:
                 source.list_units(one.part_bytes)
     return notes
+
+
+def check_packing(config: DataConfig) -> None:
+    """UserError where rows are to end with a token that the vocabulary does not have."""
+    if config.packing == "document" and not config.has_images and config.tokens.end_of_text is None:
+        raise UserError(
+            f"data.packing=document needs a token for the end of a text, which vocabulary={config.vocabulary} lacks: "
+            "gpt2 has one, and so have trained byte pairs; or say packing=concat"
+        )

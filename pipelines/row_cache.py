@@ -5,8 +5,10 @@ file lies in a private folder below the machine's temporary folder (`TMPDIR`), u
 the set, and is made visible when it is complete. Whatever lies there may be deleted when no run uses it.
 """
 
+import dataclasses
 import fcntl
 import functools
+import json
 import os
 import shutil
 import stat
@@ -21,6 +23,7 @@ import numpy as np
 from md4.errors import UserError
 from pipelines.shards import LABEL_DTYPE, ShardSet, open_set
 from pipelines.storage import Place
+from pipelines.windows import Windows
 
 _CHUNK_BYTES = 2**25  # of rows decoded at a time
 
@@ -32,9 +35,13 @@ class Rows:
         self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         labels = folder / "labels.npy"
         self._labels = np.load(labels, mmap_mode="r") if labels.exists() else None
+        windows = folder / "windows.json"
+        self._windows = Windows(**json.loads(windows.read_bytes())) if windows.exists() else None
 
     def read_labelled(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Rows `[n, L]` of ids `[n]`, and their labels `[n]` int32, or None where the set has none."""
+        if self._windows is not None:
+            return self._windows.read(ids, lambda stored: np.asarray(self._tokens[stored])), None
         labels = None if self._labels is None else np.asarray(self._labels[ids])
         return np.asarray(self._tokens[ids]), labels
 
@@ -72,27 +79,31 @@ def _alone(file: Path) -> Iterator[None]:
 
 
 def _build(shards: ShardSet, folder: Path) -> None:
-    size = shards.rows * (shards.length * shards.dtype.itemsize + LABEL_DTYPE.itemsize * shards.labelled)
+    size = shards.stored_rows * (shards.length * shards.dtype.itemsize + LABEL_DTYPE.itemsize * shards.labelled)
     free = shutil.disk_usage(folder.parent).free
     if size > free:
         raise UserError(
             f"data.order=full needs {size / 1e6:,.0f} MB in {folder.parent} for the decoded rows of "
-            f"{str(shards.root)!r}, {free / 1e6:,.0f} MB are free: take data.order=lanes, or set TMPDIR"
+            f"{str(shards.root)!r}, {free / 1e6:,.0f} MB are free: "
+            + ("take data.order=lanes, or set TMPDIR" if shards.windows is None else "set TMPDIR")
         )
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
-        tokens = np.lib.format.open_memmap(temporary / "tokens.npy", "w+", shards.dtype, (shards.rows, shards.length))
+        shape = (shards.stored_rows, shards.length)
+        tokens = np.lib.format.open_memmap(temporary / "tokens.npy", "w+", shards.dtype, shape)
         labels = None
         if shards.labelled:
             labels = np.lib.format.open_memmap(temporary / "labels.npy", "w+", LABEL_DTYPE, (shards.rows,))
         group = shards.rows_per_group
         chunk = max(1, _CHUNK_BYTES // (group * shards.length * shards.dtype.itemsize)) * group
-        for lo in range(0, shards.rows, chunk):
-            hi = min(lo + chunk, shards.rows)
-            tokens[lo:hi], known = shards.read_labelled(np.arange(lo, hi))
+        for lo in range(0, shards.stored_rows, chunk):
+            hi = min(lo + chunk, shards.stored_rows)
+            tokens[lo:hi], known = shards.read_stored(np.arange(lo, hi))
             if labels is not None and known is not None:
                 labels[lo:hi] = known
+        if shards.windows is not None:
+            (temporary / "windows.json").write_text(json.dumps(dataclasses.asdict(shards.windows)))
         tokens.flush()
         if labels is not None:
             labels.flush()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from md4.errors import UserError
+from pipelines import documents
 from pipelines.images import arrays, files, npz, tars
 from pipelines.images.records import NO_LABEL, Record, Rejected, opened
 from pipelines.images.tokens import Notes, Recipe, decoded, pixels_of, quantised
@@ -81,6 +82,7 @@ def read(unit: Unit, recipe: Recipe, classes: list[str] | None) -> Images:
                     f"image {record.name!r}: {error}. Set data.damaged=skip to leave such images out"
                 ) from error
             notes.rejected[error.reason] += 1
+            notes.left_out.append(documents.Rejected(record.name, error.reason, str(error)))
             if len(notes.examples) < EXAMPLES:
                 notes.examples.append(f"{record.name}: {error}")
         else:

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from md4.errors import UserError
+from pipelines import rejects
 from pipelines.config import DataConfig
 from pipelines.manifest import MANIFEST, Manifest
 from pipelines.order import Order
-from pipelines.parts import assign
+from pipelines.part_shards import assign
 from pipelines.pixels import count_positions, entropies
 from pipelines.prepare import prepare
 from pipelines.shards import ShardSet, verify
@@ -143,7 +144,11 @@ def test_rejected_and_converted_images_are_counted(ray_cluster, tmp_path):
     assert pixels.converted == {"L to RGB": 1}
     assert [name.split(": ")[1] for name in pixels.rejected_examples] == ["row 3", "row 4", "row 5"]
     assert sum(split.rows for split in Manifest.load(root).splits.values()) == 17
-    assert "data: left out images: 1 damaged, 1 not an image, 1 wrong size; some are named in manifest.json" in said
+    counts = "1 damaged, 1 not an image, 1 wrong size"
+    assert f"data: left out images: {counts}; they are in {root / 'rejects'}" in said
+    left_out = [record for number in range(5) for record in rejects.read(Folder(root), number)]
+    assert [record.name for record in left_out] == [f"{tmp_path / 'a.parquet'}: row {row}" for row in (3, 4, 5)]
+    assert sorted(record.reason for record in left_out) == sorted(pixels.rejected)
 
 
 @pytest.mark.ray
