@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,9 @@ from pipelines.quotas import quotas
 from pipelines.storage import Folder, location
 from pipelines.units import Source
 from pipelines.vocabularies import Vocabulary, vocabulary
+
+if TYPE_CHECKING:
+    from pipelines.tar_shards import Pictures
 
 PIXELS = "pixels"  # the vocabulary of images
 _FOR_TEXT = ("document_chars", "packing")  # settings that only text has
@@ -80,8 +83,10 @@ class SetConfig(BaseModel):
     rows_per_group: int = Field(
         default=64, ge=1, le=65536, description="rows of a row group: what is read, and shuffled, at once"
     )
-    rows_per_shard: int = Field(
-        default=4096, ge=1, description="rows of a parquet file at most; a multiple of rows_per_group"
+    rows_per_shard: int = Field(default=4096, ge=1, description="rows of a shard at most; a multiple of rows_per_group")
+    format: Literal["parquet", "webdataset"] = Field(
+        default="parquet",
+        description="of the shards: parquet, or of images webdataset, tars with a .png and a .cls for each",
     )
     directory: str = Field(
         default="data", description="folder that the prepared set is put into: a path, or s3://bucket/prefix"
@@ -112,6 +117,8 @@ class SetConfig(BaseModel):
     def _fits(self) -> Self:
         if self.source in images.KINDS:
             self._check_images()
+        elif self.format != "parquet":
+            raise ValueError(f"format={self.format} is for images, but source={self.source} is text: say parquet")
         elif self.vocabulary.startswith(PIXELS):
             raise ValueError(f"vocabulary={self.vocabulary} is for images, but source={self.source} is text")
         elif self.shape is not None or self.levels is not None:
@@ -159,9 +166,21 @@ class SetConfig(BaseModel):
             self.source, self.shape, self.levels, self.fit, self.damaged, self.image_column, self.label_column
         )
 
+    def pictures(self) -> "Pictures | None":
+        """How rows become the pictures of webdataset tars; None for parquet."""
+        if self.format == "parquet":
+            return None
+        from pipelines.tar_shards import Pictures
+
+        assert self.shape is not None
+        assert self.levels is not None
+        return Pictures(self.shape, self.levels)
+
     def content(self) -> dict[str, Any]:
         """The configuration as far as it decides the result."""
         left_out = {"directory", *_FOR_STREAM, *(_FOR_TEXT if self.has_images else _FOR_IMAGES)}
+        if self.format == "parquet":  # sets from before there was another keep their name
+            left_out.add("format")
         return self.model_dump(exclude=left_out)
 
 

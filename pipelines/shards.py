@@ -1,12 +1,13 @@
-"""The format of a prepared set: a folder of parquet shards and a manifest, which is written last.
+"""The format of a prepared set: a folder of shards and a manifest, which is written last.
 
     manifest.json               what is in the set (`pipelines.manifest`); without it the folder is not a prepared set
     train/00007-0001.parquet    second shard of part 7: a column `tokens`, a fixed-size list of L tokens per row, zstd,
                                 and for labelled images a column `label`
+    train/00007-0001.tar        or, of images, a webdataset tar: a .png and a .cls for each row (`pipelines.tar_shards`)
     validation/ test/           the other splits
     parts/00007.json            how far the preparation is (`pipelines.prepare`); readers do not need it
 
-Any parquet reader can read the shards. Readers of this module notice damage when they come to it
+Any reader of parquet or of webdataset can read the shards. Readers of this module notice damage when they come to it
 (`pipelines.shard_files`).
 
 A row's *id* counts the rows of whole row groups first, shard by shard, and after them those of the short row groups
@@ -24,6 +25,7 @@ from md4.errors import UserError
 from pipelines.manifest import Manifest, Shard
 from pipelines.shard_files import (
     LABEL_DTYPE,
+    SUFFIXES,
     Reads,
     ShardFile,
     damaged,
@@ -39,6 +41,7 @@ from pipelines.storage import Folder, Place
 from pipelines.vocabularies import Vocabulary, token_dtype, vocabulary
 
 __all__ = [
+    "SUFFIXES",
     "Reads",
     "ShardSet",
     "check_sizes",
