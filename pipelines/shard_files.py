@@ -101,6 +101,19 @@ class Reads:
             self.rows_read += rows_read
             self.rows_given += rows_given
 
+    def copy(self) -> "Reads":
+        """The counts as they are now."""
+        return Reads(self.requests, self.bytes, self.rows_read, self.rows_given)
+
+    def __sub__(self, before: "Reads") -> "Reads":
+        """What came since `before`, a copy of these counts."""
+        return Reads(
+            self.requests - before.requests,
+            self.bytes - before.bytes,
+            self.rows_read - before.rows_read,
+            self.rows_given - before.rows_given,
+        )
+
 
 class ShardFile:
     """An open shard, which gives away no rows other than those that were written."""
