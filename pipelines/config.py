@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -17,6 +17,9 @@ from pipelines.storage import Folder, location
 from pipelines.text.recipe import Recipe
 from pipelines.units import Source
 from pipelines.vocabularies import Trained, Vocabulary, located, vocabulary
+
+if TYPE_CHECKING:
+    from pipelines.tar_shards import Pictures
 
 PIXELS = "pixels"  # the vocabulary of images
 _FOR_TEXT = (
@@ -120,8 +123,10 @@ class SetConfig(BaseModel):
     rows_per_group: int = Field(
         default=64, ge=1, le=65536, description="rows of a row group: what is read, and shuffled, at once"
     )
-    rows_per_shard: int = Field(
-        default=4096, ge=1, description="rows of a parquet file at most; a multiple of rows_per_group"
+    rows_per_shard: int = Field(default=4096, ge=1, description="rows of a shard at most; a multiple of rows_per_group")
+    format: Literal["parquet", "webdataset"] = Field(
+        default="parquet",
+        description="of the shards: parquet, or of images webdataset, tars with a .png and a .cls for each",
     )
     directory: str = Field(
         default="data", description="folder that the prepared set is put into: a path, or s3://bucket/prefix"
@@ -157,6 +162,8 @@ class SetConfig(BaseModel):
     def _fits(self) -> Self:
         if self.has_images:
             self._check_images()
+        elif self.format != "parquet":
+            raise ValueError(f"format={self.format} is for images, but source={self.source} is text: say parquet")
         elif self.vocabulary.startswith(PIXELS):
             raise ValueError(f"vocabulary={self.vocabulary} is for images, but source={self.source} is text")
         elif self.shape is not None or self.levels is not None:
@@ -227,9 +234,21 @@ class SetConfig(BaseModel):
         """How records become documents."""
         return Recipe(self.text_column, self.damaged)
 
+    def pictures(self) -> "Pictures | None":
+        """How rows become the pictures of webdataset tars; None for parquet."""
+        if self.format == "parquet":
+            return None
+        from pipelines.tar_shards import Pictures
+
+        assert self.shape is not None
+        assert self.levels is not None
+        return Pictures(self.shape, self.levels)
+
     def content(self) -> dict[str, Any]:
         """The configuration as far as it decides the result."""
         left_out = {"directory", *_FOR_STREAM, *(_FOR_TEXT if self.has_images else _FOR_IMAGES)}
+        if self.format == "parquet":  # sets from before there was another keep their name
+            left_out.add("format")
         facts = self.model_dump(exclude=left_out)
         for name in _UNNAMED:
             if name in facts and facts[name] == type(self).model_fields[name].default:

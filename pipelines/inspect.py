@@ -30,7 +30,7 @@ def describe(root: Place) -> str:
         ("vocabulary", f"{manifest.vocabulary}, {manifest.vocabulary_size:,} tokens"),
         ("rows", f"{manifest.length:,} tokens each, in row groups of {manifest.rows_per_group:,}"),
         ("packing", _packing(manifest)),
-        ("format", f"{manifest.format} {manifest.version}"),
+        ("format", f"{manifest.format} {manifest.version}, {_formats(manifest)}"),
         ("fingerprint", manifest.fingerprint),
     ]
     if manifest.ngrams:
@@ -70,6 +70,12 @@ def _packing(manifest: Manifest) -> str:
 
 def _nth(stride: int) -> str:
     return "" if stride == 1 else f"{stride}th "
+
+
+def _formats(manifest: Manifest) -> str:
+    """Of the shards: parquet or webdataset, or both in a merged set."""
+    paths = [shard.path for split in manifest.splits.values() for shard in split.shards]
+    return " and ".join(name for name, suffix in shards.SUFFIXES.items() if any(p.endswith(suffix) for p in paths))
 
 
 def _bytes(split: Split) -> int:
@@ -190,18 +196,18 @@ def _check_fit(sets: list[tuple[Folder, Manifest]], report: Callable[[str], None
             )
 
 
-def _number(shard: Shard) -> tuple[int, int]:
-    found = re.search(r"(\d+)-(\d+)\.parquet$", shard.path)
+def _number(shard: Shard) -> tuple[int, int, str]:
+    found = re.search(r"(\d+)-(\d+)(\.parquet|\.tar)$", shard.path)
     if found is None:
         raise UserError(f"shard {shard.path!r} is not called like train/00000-0000.parquet")
-    return int(found[1]), int(found[2])
+    return int(found[1]), int(found[2]), found[3]
 
 
 def _copy(
     source: Folder, target: Folder, shard: Shard, split: str, offset: int, advance: Callable[[int], object]
 ) -> Shard:
-    part, index = _number(shard)
-    copy = shard.model_copy(update={"path": f"{split}/{part + offset:05d}-{index:04d}.parquet"})
+    part, index, suffix = _number(shard)
+    copy = shard.model_copy(update={"path": f"{split}/{part + offset:05d}-{index:04d}{suffix}"})
     if not shards.is_sound(target, copy):
         target.write(copy.path, shards.read_bytes(source, shard))
     advance(shard.bytes)

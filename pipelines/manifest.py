@@ -23,14 +23,14 @@ class _Record(BaseModel):
 
 
 class Shard(_Record):
-    """One parquet file."""
+    """One file of rows: parquet, or a webdataset tar (`pipelines.shard_files`)."""
 
     path: str  # below the set's folder
     rows: int
     bytes: int
     sha256: str  # of the file
-    footer: str  # sha256 of parquet's footer, which holds the checksums of the row groups (`_CHECKSUMS`)
-    content: str  # sha256 of the tokens alone, row after row, then the labels: the same whatever wrote the parquet
+    footer: str  # sha256 of parquet's footer, or of a tar's index: it holds the checksums of the row groups
+    content: str  # sha256 of the tokens alone, row after row, then the labels: the same in either format
 
 
 class Split(_Record):

@@ -18,8 +18,8 @@ def write_shards(
     written = []
     for index, start in enumerate(range(0, len(rows), most)):
         known = None if labels is None else labels[start : start + most]
-        path = f"{split}/{number:05d}-{index:04d}.parquet"
-        written.append(shards.write_shard(root, path, rows[start : start + most], group, known))
+        path = f"{split}/{number:05d}-{index:04d}{shards.SUFFIXES[config.format]}"
+        written.append(shards.write_shard(root, path, rows[start : start + most], group, known, config.pictures()))
     return written
 
 

@@ -1,15 +1,16 @@
-"""The format of a prepared set: a folder of parquet shards and a manifest, which is written last.
+"""The format of a prepared set: a folder of shards and a manifest, which is written last.
 
     manifest.json               what is in the set (`pipelines.manifest`); without it the folder is not a prepared set
     train/00007-0001.parquet    second shard of part 7: a column `tokens`, a fixed-size list of L tokens per row, zstd,
                                 and for labelled images a column `label`
+    train/00007-0001.tar        or, of images, a webdataset tar: a .png and a .cls for each row (`pipelines.tar_shards`)
     validation/ test/           the other splits
     report.md, report.json      what the preparation counted (`pipelines.prepare_report`)
     rejects/00007.jsonl.zst     records of part 7 that gave no row (`pipelines.rejects`)
     parts/00007.json            how far the preparation is (`pipelines.prepare`); readers do not need it
     duplicates/                 hashes of documents, where duplicates are left out (`pipelines.duplicates`)
 
-Any parquet reader can read the shards. Readers of this module notice damage when they come to it
+Any reader of parquet or of webdataset can read the shards. Readers of this module notice damage when they come to it
 (`pipelines.shard_files`).
 
 A row's *id* counts the rows of whole row groups first, shard by shard, and after them those of the short row groups
@@ -30,6 +31,7 @@ from md4.errors import UserError
 from pipelines.manifest import Manifest, Shard, Split
 from pipelines.shard_files import (
     LABEL_DTYPE,
+    SUFFIXES,
     Reads,
     ShardFile,
     damaged,
@@ -46,6 +48,7 @@ from pipelines.vocabularies import Vocabulary, token_dtype, vocabulary
 from pipelines.windows import Windows, filled_rows
 
 __all__ = [
+    "SUFFIXES",
     "Reads",
     "ShardSet",
     "blocks",
