@@ -103,6 +103,10 @@ def evaluate(
     draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
     estimator: Annotated[str | None, typer.Option(help="mask_count, continuous or discrete")] = None,
     timesteps: Annotated[int | None, typer.Option(help="steps of the estimator discrete")] = None,
+    sets: Annotated[
+        str | None,
+        typer.Option("--set", help="of a run's data.mixture: the name of a set, or all; the first if not given"),
+    ] = None,
     zero_shot: Annotated[
         str | None,
         typer.Option(
@@ -139,11 +143,13 @@ def evaluate(
     from orchestration.evaluation import Evaluation, ZeroShot
     from orchestration.evaluation import run as measure
 
-    sets = None
+    foreign = None
     if zero_shot is not None:
         names = tuple(name.strip() for name in zero_shot.split(",") if name.strip())
-        sets = ZeroShot(names, protocol or "md4", stride, separate, tokenizer)
-    wanted = Evaluation(data, split, rows, draws, estimator, timesteps, seed or 0, batch_size, workers, ema, sets)
+        foreign = ZeroShot(names, protocol or "md4", stride, separate, tokenizer)
+    wanted = Evaluation(
+        data, split, rows, draws, estimator, timesteps, seed or 0, batch_size, workers, ema, foreign, sets
+    )
     for report in measure(run, wanted, say):
         say(report.headline())
 

@@ -53,6 +53,7 @@ class Evaluation:
     workers: int = 0
     ema: bool = True
     zero_shot: ZeroShot | None = None
+    sets: str | None = None  # of a run's mixture: the name of one, or all; the first if not given
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Subject:
     length: int
     vocabulary: Vocabulary | None
     provenance: Provenance
-    data: Callable[[], Place] | None = None  # where the prepared set is that it was trained on
+    # Where the prepared sets are that it was trained on, by their names in the mixture. Their corpora are not needed.
+    data: dict[str, Callable[[], Place]] = field(default_factory=dict)
     defaults: EvaluationConfig = field(default_factory=lambda: EvaluationConfig.model_validate({}))
 
 
@@ -75,12 +77,13 @@ def open_subject(path: Path, ema: bool = True, report: Callable[[str], None] = p
         facts = Provenance(run=path.absolute().name, step=None, weights_hash=found.card.sha256[:16])
         return Subject(found.model, found.config.length, words, facts)
     loaded = load_model(path, ema=ema, report=report)
+    names, sets = loaded.config.data.names(), loaded.config.data.sets()
     return Subject(
         model=loaded.model,
         length=loaded.config.model.length,
         vocabulary=loaded.vocabulary,
         provenance=Provenance(run=loaded.config.name, step=loaded.step, weights_hash=loaded.weights_hash),
-        data=partial(prepared_path, loaded.config.data),  # its corpus need not be on this machine
+        data={name: partial(prepared_path, one) for name, (_, one) in zip(names, sets, strict=True)},
         defaults=loaded.config.evaluation,
     )
 
@@ -97,7 +100,7 @@ def run(path: Path, wanted: Evaluation, report: Callable[[str], None] = print) -
     load = partial(same_model, path.absolute(), wanted.ema, subject.provenance)
     # Ray Data's own tasks need a slot beside those of the actors.
     with cluster(num_cpus=max(cpu_count() or 1, wanted.workers + 1)) if wanted.workers else nullcontext():
-        for data in _sets(subject, wanted):
+        for name, data in _sets(subject, wanted):
             result = evaluate(
                 subject.model,
                 data,
@@ -110,7 +113,7 @@ def run(path: Path, wanted: Evaluation, report: Callable[[str], None] = print) -
                 workers=wanted.workers,
                 load=load,
                 provenance=subject.provenance,
-            )
+            ).model_copy(update={"data_set": name})
             files = write(result, path / "reports")
             report(f"written: {', '.join(str(file) for file in files)}")
             yield result
@@ -133,26 +136,47 @@ def _estimator(subject: Subject, wanted: Evaluation) -> str:
     return "continuous" if isinstance(subject.model, GenMD4) else subject.defaults.estimator
 
 
-def _sets(subject: Subject, wanted: Evaluation) -> Iterator[ShardSet | zero_shot.ZeroShotSet]:
+def _sets(subject: Subject, wanted: Evaluation) -> Iterator[tuple[str | None, ShardSet | zero_shot.ZeroShotSet]]:
+    """What is to be evaluated; with its name, if it is one of several sets of the run."""
+    if wanted.sets is not None and (wanted.data is not None or wanted.zero_shot is not None):
+        raise UserError("--set names a set of the run's own mixture: leave out --data and --zero-shot")
     if wanted.zero_shot is not None:
-        yield from _zero_shot_sets(subject, wanted, wanted.zero_shot)
+        yield from ((None, one) for one in _zero_shot_sets(subject, wanted, wanted.zero_shot))
         return
+    folders: dict[str | None, Place]
     if wanted.data is not None:
-        folder = wanted.data
-    elif subject.data is not None:
-        folder = subject.data()
+        folders = {None: wanted.data}
+    elif subject.data:
+        several = len(subject.data) > 1
+        folders = {name if several else None: subject.data[name]() for name in _names(subject, wanted.sets)}
     else:
         raise UserError("an exported model has no data of its own: name a prepared set by --data, or use --zero-shot")
-    shards = ShardSet(folder, wanted.split or "validation")
-    name, size, length = shards.manifest.vocabulary, shards.manifest.vocabulary_size, shards.length
-    if (size, length) != (subject.model.vocab_size, subject.length):
-        raise UserError(
-            f"{folder} has rows of {length} tokens of a vocabulary of {size}, "
-            f"the model rows of {subject.length} of {subject.model.vocab_size}"
-        )
-    if isinstance(subject.vocabulary, Trained) and name != subject.vocabulary.name:
-        raise UserError(f"{folder} has tokens of the vocabulary {name}, the model those of {subject.vocabulary.name}")
-    yield shards
+    opened = [(name, ShardSet(folder, wanted.split or "validation")) for name, folder in folders.items()]
+    for _, shards in opened:  # one that does not fit is named before hours are spent on the others
+        size, length = shards.manifest.vocabulary_size, shards.length
+        if (size, length) != (subject.model.vocab_size, subject.length):
+            raise UserError(
+                f"{shards.root} has rows of {length} tokens of a vocabulary of {size}, "
+                f"the model rows of {subject.length} of {subject.model.vocab_size}"
+            )
+        name = shards.manifest.vocabulary
+        if isinstance(subject.vocabulary, Trained) and name != subject.vocabulary.name:
+            raise UserError(
+                f"{shards.root} has tokens of the vocabulary {name}, the model those of {subject.vocabulary.name}"
+            )
+    yield from opened
+
+
+def _names(subject: Subject, wanted: str | None) -> list[str]:
+    """The sets of a mixture that are meant."""
+    names = list(subject.data)
+    if wanted is None:
+        return names[:1]
+    if wanted in names:  # one may be called all
+        return [wanted]
+    if wanted == "all":
+        return names
+    raise UserError(f"--set {wanted}: the run's sets are called {', '.join(names)}; or say all")
 
 
 def _zero_shot_sets(subject: Subject, wanted: Evaluation, chosen: ZeroShot) -> Iterator[zero_shot.ZeroShotSet]:

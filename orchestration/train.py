@@ -40,7 +40,8 @@ def check(config: Config, resume: bool, report: Report) -> None:
     """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
-    check_corpus(config.data)
+    for note in check_corpus(config.data):
+        report(note)
     parameters, train = count_parameters(config.model), config.train
     share = Passes(train.batch_size, train.slices, train.least_workers, train.micro_batch).places
     report(

@@ -153,7 +153,7 @@ class _Training:
         """Train to the last step; returns it."""
         train = self.config.train
         # Reading starts here and goes on beside the first evaluation.
-        stream = batches(self.data, "train", self.order, self.step, train.steps, self.rank, self.world)
+        self.stream = stream = batches(self.data, "train", self.order, self.step, train.steps, self.rank, self.world)
         if self.step == 0 and self.config.evaluation.every:
             self._evaluate()
         self.meter.restart()
@@ -285,6 +285,7 @@ class _Training:
         seconds = self.meter.seconds()
         bits, learned = self.meter.mean(self.device), self._powers()
         self.ledger.settle(self._summed)
+        reads = self._reads()
         if not math.isfinite(bits):
             raise Hopeless(
                 f"the loss is {bits} at step {self.step}; the last checkpoint is untouched. "
@@ -300,6 +301,7 @@ class _Training:
                 seconds_per_step=seconds,
                 tokens_per_second=float(self.meter.tokens) / self.meter.steps / seconds,
                 **self._epochs(),
+                **reads,
                 **({} if learned is None else _range_of(learned)),
                 ledger=self.ledger.head,
                 ledger_steps=self.ledger.digests,
@@ -319,6 +321,17 @@ class _Training:
         if len(seen) == 1:
             return {"epochs": seen[0]}
         return {f"epochs_{name}": value for name, value in zip(self.config.data.names(), seen, strict=True)}
+
+    def _reads(self) -> dict[str, float]:
+        """What was read of the shards since this attempt began, over all workers. Collective.
+
+        Rows of row groups for each row delivered: one for lanes; the full order decodes all of them once, at most.
+        """
+        reads = self.stream.reads
+        mine = torch.tensor([reads.bytes, reads.rows_read, reads.rows_given, len(self.stream.damages)])
+        size, read, given, rebuilt = self._summed(mine).tolist()
+        figures = {"bytes_read": size, "reads_per_row": read / max(1, given)}
+        return figures | ({"decoded_rows_rebuilt": rebuilt} if rebuilt else {})
 
     @torch.no_grad()
     def _powers(self) -> torch.Tensor | None:

@@ -5,23 +5,36 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from md4.errors import UserError
-from pipelines import images, sources
+from pipelines import cleaning, images, named, sources
 from pipelines.manifest import MANIFEST
 from pipelines.quotas import quotas
 from pipelines.storage import Folder, location
+from pipelines.text.recipe import Recipe
 from pipelines.units import Source
 from pipelines.vocabularies import Trained, Vocabulary, located, vocabulary
 
+if TYPE_CHECKING:
+    from pipelines.tar_shards import Pictures
+
 PIXELS = "pixels"  # the vocabulary of images
-_FOR_TEXT = ("document_chars", "packing")  # settings that only text has
-_FOR_IMAGES = ("shape", "levels", "fit", "damaged", "image_column", "label_column")
+_FOR_TEXT = (
+    "clean", "deduplicate", "max_chars", "document_chars", "packing", "long", "stride", "text_column",
+)  # fmt: skip
+# With their defaults they change nothing: a set's name and digest lack them.
+_UNNAMED = tuple(name for name in _FOR_TEXT if name != "document_chars")
+_FOR_IMAGES = ("shape", "levels", "fit", "image_column", "label_column")
 _FOR_STREAM = ("order", "cache_mb", "mixture")  # settings of the order of rows, not of the rows
 _IMAGE_PART_BYTES = 2**26
+_SHAPES = {**images.SHAPES, **named.SHAPES}  # where data.shape need not be given
+
+
+def _has_images(source: str) -> bool:
+    return source in images.KINDS or source in named.SHAPES
 
 
 class SetConfig(BaseModel):
@@ -31,11 +44,15 @@ class SetConfig(BaseModel):
 
     source: str = Field(
         default="pydocs",
-        description="where the data come from: text (files) or pydocs (Python's own docs); of images digits (ship with "
-        "scikit-learn), idx (MNIST), cifar, images (a folder), webdataset or image-parquet",
+        description="where the data come from. Sets by name: text8, openwebtext, fineweb-edu, lm1b, wikitext-2, "
+        "wikitext-103, and of images cifar10, imagenet32, imagenet64, mnist. Your own: text, lines, jsonl, parquet, "
+        "huggingface, text-webdataset, and of images idx, cifar, npz, images (a folder), webdataset, image-parquet. At "
+        "hand: pydocs (Python's own docs), digits (images that ship with scikit-learn)",
     )
     path: str | None = Field(
-        default=None, description="where the source lies: for text a file, or a folder of .txt and .md files"
+        default=None,
+        description="where the source lies: a file or a folder, s3://bucket/prefix, or a url that is downloaded; for "
+        "huggingface also org/name[:config] on the hub. Sets by name are fetched if it is null, else read there",
     )
     vocabulary: str = Field(
         default="text8",
@@ -46,7 +63,9 @@ class SetConfig(BaseModel):
         default=256, ge=8, le=65536, description="tokens of a row; for images height * width * channels, by default"
     )
     shape: tuple[int, int, int] | None = Field(
-        default=None, description="height, width and channels (1 = grey, 3 = RGB) of images; digits, idx, cifar know it"
+        default=None,
+        description="height, width and channels (1 = grey, 3 = RGB) of images; digits, idx, cifar and sets "
+        "by name know it",
     )
     levels: int | None = Field(
         default=None, ge=2, le=256, description="brightness levels of images; by default all: 256, of digits 17"
@@ -55,7 +74,11 @@ class SetConfig(BaseModel):
         default="exact", description="images of another size: exact = refused, crop = cut around the centre and resized"
     )
     damaged: Literal["refuse", "skip"] = Field(
-        default="refuse", description="images that cannot be used: refuse = stop with a message, skip = count them"
+        default="refuse",
+        description="records that cannot be used: refuse = stop with a message, skip = count them",
+    )
+    text_column: str = Field(
+        default="text", min_length=1, description="the field of JSON lines, or column of a table, that holds the text"
     )
     image_column: str | None = Field(default=None, description="of image-parquet; null = image, or the only one")
     label_column: str | None = Field(default=None, description="of image-parquet; null = label, if there is one")
@@ -70,8 +93,27 @@ class SetConfig(BaseModel):
         description="how documents become rows: concat = joined and cut; windows = joined in their order, and a row "
         "begins at every token; document = one a row, filled up with end-of-text tokens that the loss ignores",
     )
+    long: Literal["cut", "split", "drop"] = Field(
+        default="split",
+        description="of packing=document, what becomes of documents longer than a row: cut = their beginning is kept; "
+        "split = several rows; drop = they are left out",
+    )
+    stride: int = Field(default=1, ge=1, description="of packing=windows, tokens from one training row to the next")
+    clean: tuple[str, ...] = Field(
+        default=(),
+        description="what is done to each document, in this order: nfc, nfkc (Unicode), html (markup removed), "
+        "whitespace, or package.module:function of your own, from str to str, or to None to leave the document out",
+    )
+    deduplicate: bool = Field(
+        default=False, description="leave out documents that equal an earlier one; a held-out one is kept first"
+    )
+    max_chars: int | None = Field(
+        default=None, ge=1, description="what a document has beyond so many characters is left out; null = no limit"
+    )
     document_chars: int = Field(
-        default=20_000, ge=100, description="longer documents are cut at white space, in characters"
+        default=20_000,
+        ge=100,
+        description="of packing=concat: longer documents are cut at white space, in characters, and shuffled in pieces",
     )
     part_bytes: int = Field(
         default=2**22,
@@ -81,8 +123,10 @@ class SetConfig(BaseModel):
     rows_per_group: int = Field(
         default=64, ge=1, le=65536, description="rows of a row group: what is read, and shuffled, at once"
     )
-    rows_per_shard: int = Field(
-        default=4096, ge=1, description="rows of a parquet file at most; a multiple of rows_per_group"
+    rows_per_shard: int = Field(default=4096, ge=1, description="rows of a shard at most; a multiple of rows_per_group")
+    format: Literal["parquet", "webdataset"] = Field(
+        default="parquet",
+        description="of the shards: parquet, or of images webdataset, tars with a .png and a .cls for each",
     )
     directory: str = Field(
         default="data", description="folder that the prepared set is put into: a path, or s3://bucket/prefix"
@@ -97,9 +141,9 @@ class SetConfig(BaseModel):
     def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
         """The settings with what follows from others of them: a set of images knows its vocabulary and its length."""
         kind = tree.get("source")
-        if kind not in images.KINDS:
+        if not isinstance(kind, str) or not _has_images(kind):
             return tree
-        shape = tree.get("shape") or images.SHAPES.get(kind)
+        shape = tree.get("shape") or _SHAPES.get(kind)
         defaults: dict[str, Any] = {"vocabulary": PIXELS, "part_bytes": _IMAGE_PART_BYTES}
         if isinstance(shape, list | tuple) and len(shape) == 3 and all(isinstance(size, int) for size in shape):
             defaults["length"] = math.prod(shape)
@@ -116,12 +160,20 @@ class SetConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.source in images.KINDS:
+        if self.has_images:
             self._check_images()
+        elif self.format != "parquet":
+            raise ValueError(f"format={self.format} is for images, but source={self.source} is text: say parquet")
         elif self.vocabulary.startswith(PIXELS):
             raise ValueError(f"vocabulary={self.vocabulary} is for images, but source={self.source} is text")
         elif self.shape is not None or self.levels is not None:
             raise ValueError(f"shape and levels are for images, but source={self.source} is text")
+        if self.stride != 1 and self.packing != "windows":
+            raise ValueError(f"stride={self.stride} is for packing=windows, but packing={self.packing}")
+        if self.stride > self.length:
+            raise ValueError(f"stride={self.stride} must be at most the length of a row, {self.length}")
+        if self.long != "split" and self.packing != "document":
+            raise ValueError(f"long={self.long} is for packing=document, but packing={self.packing}")
         if self.validation + self.test >= 1:
             raise ValueError(f"validation + test must be below 1, got {self.validation} + {self.test}")
         if self.rows_per_shard % self.rows_per_group:
@@ -131,6 +183,8 @@ class SetConfig(BaseModel):
         return self
 
     def _check_images(self) -> None:
+        if self.packing != "concat":
+            raise ValueError(f"packing={self.packing} is for text, but source={self.source} has images")
         if self.vocabulary != PIXELS:
             raise ValueError(
                 f"vocabulary={self.vocabulary} is for text, but source={self.source} has images: say pixels"
@@ -150,7 +204,7 @@ class SetConfig(BaseModel):
     @property
     def has_images(self) -> bool:
         """Is an example an image, not text?"""
-        return self.source in images.KINDS
+        return _has_images(self.source)
 
     @property
     def tokens(self) -> Vocabulary:
@@ -176,10 +230,30 @@ class SetConfig(BaseModel):
             self.source, self.shape, self.levels, self.fit, self.damaged, self.image_column, self.label_column
         )
 
+    def text_recipe(self) -> Recipe:
+        """How records become documents."""
+        return Recipe(self.text_column, self.damaged)
+
+    def pictures(self) -> "Pictures | None":
+        """How rows become the pictures of webdataset tars; None for parquet."""
+        if self.format == "parquet":
+            return None
+        from pipelines.tar_shards import Pictures
+
+        assert self.shape is not None
+        assert self.levels is not None
+        return Pictures(self.shape, self.levels)
+
     def content(self) -> dict[str, Any]:
         """The configuration as far as it decides the result."""
         left_out = {"directory", *_FOR_STREAM, *(_FOR_TEXT if self.has_images else _FOR_IMAGES)}
-        return {**self.model_dump(exclude=left_out), "vocabulary": self.vocabulary_name}
+        if self.format == "parquet":  # sets from before there was another keep their name
+            left_out.add("format")
+        facts = self.model_dump(exclude=left_out)
+        for name in _UNNAMED:
+            if name in facts and facts[name] == type(self).model_fields[name].default:
+                del facts[name]
+        return {**facts, "vocabulary": self.vocabulary_name}
 
 
 class MixedSet(SetConfig):
@@ -229,6 +303,10 @@ class DataConfig(SetConfig):
                     raise ValueError(
                         f"sets of a mixture must have the same {setting}: {names[0]!r} has {first}, {name!r} has {mine}"
                     )
+        if self.order == "lanes" and "windows" in [item.packing for item in self.mixture or (self,)]:
+            raise ValueError("order=lanes cannot serve packing=windows, whose rows overlap: say order=full, or auto")
+        if len({item.packing == "document" for item in self.mixture or (self,)}) > 1:
+            raise ValueError("packing=document, whose rows are padded, mixes only with sets of that packing")
         if self.mixture:
             try:
                 quotas([item.weight for item in self.mixture])
@@ -250,19 +328,43 @@ class DataConfig(SetConfig):
 
 def open_source(config: DataConfig) -> Source:
     """The source that a configuration names; UserError for one that is unknown or whose path makes no sense."""
-    if config.has_images:
-        return images.open_source(config.source, config.path, config.image_column, config.label_column)
-    if config.source in sources.KINDS:
-        return sources.open_source(config.source, config.path)
-    known = (*sources.KINDS, *images.KINDS)
-    nearest = difflib.get_close_matches(config.source, known, n=1, cutoff=0)[0]
-    raise UserError(f"unknown data source {config.source!r}: known are {', '.join(known)}; did you mean {nearest!r}?")
+
+    def opener(kind: str, path: str | None) -> Source:
+        if kind in images.KINDS:
+            return images.open_source(kind, path, config.image_column, config.label_column)
+        return sources.open_source(kind, path, config.text_recipe())
+
+    kind, path = config.source, config.path
+    if kind in named.SETS:
+        return named.open_named(kind, path, opener)
+    if kind not in (*images.KINDS, *sources.KINDS):
+        known = (*named.SETS, *sources.KINDS, *images.KINDS)
+        nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0)[0]
+        raise UserError(f"unknown data source {kind!r}: known are {', '.join(known)}; did you mean {nearest!r}?")
+    if path is not None and named.is_url(path):
+        return named.open_url(kind, path, opener)
+    if kind == "huggingface" and (hub := named.hub_name(path)):
+        return named.open_hub(hub, opener)
+    return opener(kind, path)
 
 
 def config_digest(config: DataConfig, source: Source) -> str:
-    """Names what a prepared set is made from and how, wherever the source lies."""
+    """Names what a prepared set is made from and how, wherever the source lies.
+
+    A hook of the user's own counts with the file that it is in, a vocabulary with its digest.
+    """
     facts = {**config.content(), "path": None, "identity": source.identity}
+    if not config.has_images:
+        if config.clean:
+            facts["clean_sha256"] = [hook.sha256 for hook in cleaning.find(config.clean)]
+        if digest := vocabulary_digest(config.tokens):
+            facts["vocabulary_digest"] = digest
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def vocabulary_digest(words: Vocabulary) -> str:
+    """Names what a vocabulary consists of; empty for those that their name says everything of."""
+    return getattr(words, "digest", "")
 
 
 def prepared_path(config: DataConfig) -> Path | Folder:
@@ -272,8 +374,27 @@ def prepared_path(config: DataConfig) -> Path | Folder:
     return location(config.directory) / name
 
 
-def check(config: DataConfig) -> None:
-    """UserError if a set is neither prepared nor has a corpus to make it from. Needs no Ray, reads no text."""
+def check(config: DataConfig) -> list[str]:
+    """UserError if a set is neither prepared nor has a corpus to make it from. Needs no Ray, reads no text.
+
+    What would have to be fetched first is returned, in words.
+    """
+    notes = []
     for _, one in config.sets():
+        check_packing(one)
         if not Folder(prepared_path(one)).exists(MANIFEST):
-            open_source(one).list_units(one.part_bytes)
+            source = open_source(one)
+            if what := source.missing():
+                notes.append(f"data: {what}")
+            else:
+                source.list_units(one.part_bytes)
+    return notes
+
+
+def check_packing(config: DataConfig) -> None:
+    """UserError where rows are to end with a token that the vocabulary does not have."""
+    if config.packing == "document" and not config.has_images and config.tokens.end_of_text is None:
+        raise UserError(
+            f"data.packing=document needs a token for the end of a text, which vocabulary={config.vocabulary} lacks: "
+            "gpt2 has one, and so have trained byte pairs; or say packing=concat"
+        )

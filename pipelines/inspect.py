@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from md4.errors import UserError
-from pipelines import images, ngrams, pixels, shards
+from pipelines import images, ngrams, pixels, prepare_report, shards
 from pipelines.manifest import FORMAT, MANIFEST, VERSION, Manifest, NGrams, PixelFacts, Shard, SourceFacts, Split
-from pipelines.parts import summed
+from pipelines.part_records import summed
 from pipelines.shards import ShardSet
 from pipelines.storage import Folder, Place
 from pipelines.vocabularies import keep, vocabulary
@@ -29,7 +29,8 @@ def describe(root: Place) -> str:
         ("source sha256", source.sha256),
         ("vocabulary", f"{manifest.vocabulary}, {manifest.vocabulary_size:,} tokens"),
         ("rows", f"{manifest.length:,} tokens each, in row groups of {manifest.rows_per_group:,}"),
-        ("format", f"{manifest.format} {manifest.version}"),
+        ("packing", _packing(manifest)),
+        ("format", f"{manifest.format} {manifest.version}, {_formats(manifest)}"),
         ("fingerprint", manifest.fingerprint),
     ]
     if manifest.ngrams:
@@ -50,11 +51,31 @@ def describe(root: Place) -> str:
         for name, s in manifest.splits.items()
     ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if manifest.rejected:
+        lines.append(f"{'rejected':<14}{', '.join(f'{n:,} {reason}' for reason, n in manifest.rejected.items())}")
+    lines += prepare_report.brief(prepare_report.load(root))
     lines.append("")
     for row in table:
         first, *others = (f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True)))
         lines.append("  ".join([first, *others]))
     return "\n".join(lines)
+
+
+def _packing(manifest: Manifest) -> str:
+    if manifest.packing != "windows":
+        return manifest.packing
+    stored = manifest.splits["train"].stored_rows
+    return f"windows: a training row begins at every {_nth(manifest.stride)}token of {stored:,} stored rows"
+
+
+def _nth(stride: int) -> str:
+    return "" if stride == 1 else f"{stride}th "
+
+
+def _formats(manifest: Manifest) -> str:
+    """Of the shards: parquet or webdataset, or both in a merged set."""
+    paths = [shard.path for split in manifest.splits.values() for shard in split.shards]
+    return " and ".join(name for name, suffix in shards.SUFFIXES.items() if any(p.endswith(suffix) for p in paths))
 
 
 def _bytes(split: Split) -> int:
@@ -149,6 +170,9 @@ def _check_fit(sets: list[tuple[Folder, Manifest]], report: Callable[[str], None
         return {
             "vocabulary": manifest.vocabulary,
             "vocabulary size": manifest.vocabulary_size,
+            "digest of the vocabulary": manifest.vocabulary_digest or "none",
+            "packing": manifest.packing,
+            "stride": manifest.stride,
             "length of a row": manifest.length,
             "rows of a row group": manifest.rows_per_group,
             "shape": None if found is None else list(found.shape),
@@ -172,18 +196,18 @@ def _check_fit(sets: list[tuple[Folder, Manifest]], report: Callable[[str], None
             )
 
 
-def _number(shard: Shard) -> tuple[int, int]:
-    found = re.search(r"(\d+)-(\d+)\.parquet$", shard.path)
+def _number(shard: Shard) -> tuple[int, int, str]:
+    found = re.search(r"(\d+)-(\d+)(\.parquet|\.tar)$", shard.path)
     if found is None:
         raise UserError(f"shard {shard.path!r} is not called like train/00000-0000.parquet")
-    return int(found[1]), int(found[2])
+    return int(found[1]), int(found[2]), found[3]
 
 
 def _copy(
     source: Folder, target: Folder, shard: Shard, split: str, offset: int, advance: Callable[[int], object]
 ) -> Shard:
-    part, index = _number(shard)
-    copy = shard.model_copy(update={"path": f"{split}/{part + offset:05d}-{index:04d}.parquet"})
+    part, index, suffix = _number(shard)
+    copy = shard.model_copy(update={"path": f"{split}/{part + offset:05d}-{index:04d}{suffix}"})
     if not shards.is_sound(target, copy):
         target.write(copy.path, shards.read_bytes(source, shard))
     advance(shard.bytes)
@@ -198,8 +222,11 @@ def _merged(sets: list[tuple[Folder, Manifest]], splits: dict[str, Split], root:
         version=VERSION,
         vocabulary=first.vocabulary,
         vocabulary_size=first.vocabulary_size,
+        vocabulary_digest=first.vocabulary_digest,
         length=first.length,
         rows_per_group=first.rows_per_group,
+        packing=first.packing,
+        stride=first.stride,
         source=SourceFacts(
             kind="merged",
             identity=" + ".join(source.identity for source in sources),
@@ -209,18 +236,19 @@ def _merged(sets: list[tuple[Folder, Manifest]], splits: dict[str, Split], root:
         ),
         config={"merged": [{"fingerprint": manifest.fingerprint, **manifest.config} for _, manifest in sets]},
         splits=splits,
-        ngrams=_ngrams(root, splits, first.vocabulary_size) if first.pixels is None else None,
+        ngrams=_ngrams(root, splits, first) if first.pixels is None else None,
         pixels=_pixels(root, splits, first.length, [found for _, m in sets if (found := m.pixels)]),
+        rejected=summed(manifest.rejected for _, manifest in sets),
         fingerprint="",
     )
     return manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
 
 
-def _ngrams(root: Folder, splits: dict[str, Split], size: int) -> NGrams | None:
-    if size > ngrams.LARGEST_VOCABULARY or "train" not in splits:
+def _ngrams(root: Folder, splits: dict[str, Split], first: Manifest) -> NGrams | None:
+    if first.vocabulary_size > ngrams.LARGEST_VOCABULARY or "train" not in splits:
         return None
-    blocks = (shards.read_shard(root, shard) for shard in splits["train"].shards)
-    return NGrams(**ngrams.entropies(ngrams.count_trigrams(blocks, size)))
+    blocks = shards.blocks(root, splits["train"], first.length)
+    return NGrams(**ngrams.entropies(ngrams.count_trigrams(blocks, first.vocabulary_size)))
 
 
 def _pixels(root: Folder, splits: dict[str, Split], length: int, facts: list[PixelFacts]) -> PixelFacts | None:

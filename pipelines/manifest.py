@@ -23,24 +23,26 @@ class _Record(BaseModel):
 
 
 class Shard(_Record):
-    """One parquet file."""
+    """One file of rows: parquet, or a webdataset tar (`pipelines.shard_files`)."""
 
     path: str  # below the set's folder
     rows: int
     bytes: int
     sha256: str  # of the file
-    footer: str  # sha256 of parquet's footer, which holds the checksums of the row groups (`_CHECKSUMS`)
-    content: str  # sha256 of the tokens alone, row after row, then the labels: the same whatever wrote the parquet
+    footer: str  # sha256 of parquet's footer, or of a tar's index: it holds the checksums of the row groups
+    content: str  # sha256 of the tokens alone, row after row, then the labels: the same in either format
 
 
 class Split(_Record):
-    """What one split holds. tokens = rows * length + dropped_tokens."""
+    """What one split holds. tokens + padding_tokens = rows * length + dropped_tokens, unless rows are windows."""
 
-    documents: int  # or images
+    documents: int  # or images; of packing concat the pieces that long documents were cut to
     characters: int  # of text
     tokens: int
-    dropped_tokens: int  # ends of parts, too short for a row
-    rows: int
+    dropped_tokens: int  # that are in no row: ends of parts, too short for one, and of documents that were cut
+    padding_tokens: int = 0  # of rows, those that belong to no document
+    rows: int  # as readers see them
+    streams: list[int] = []  # where rows are windows: tokens of each part, which windows do not leave
     shards: list[Shard]
 
     @classmethod
@@ -51,9 +53,16 @@ class Split(_Record):
             characters=sum(part.characters for part in parts),
             tokens=sum(part.tokens for part in parts),
             dropped_tokens=sum(part.dropped_tokens for part in parts),
+            padding_tokens=sum(part.padding_tokens for part in parts),
             rows=sum(part.rows for part in parts),
+            streams=[tokens for part in parts for tokens in part.streams],
             shards=[shard for part in parts for shard in part.shards],
         )
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows in the shards."""
+        return sum(shard.rows for shard in self.shards)
 
 
 class SourceFacts(_Record):
@@ -61,6 +70,7 @@ class SourceFacts(_Record):
 
     kind: str
     identity: str
+    version: str = ""  # where the source has versions
     units: int
     bytes: int
     sha256: str  # over the hashes of the units' bytes
@@ -95,14 +105,17 @@ class Manifest(_Record):
     version: int
     vocabulary: str
     vocabulary_size: int
+    vocabulary_digest: str = ""  # names what it consists of, where its name alone does not
     length: int
     rows_per_group: int
     packing: str = "concat"  # how documents became rows: `SetConfig.packing`
+    stride: int = 1  # of packing windows: tokens from one training row to the next
     source: SourceFacts
     config: dict[str, Any]
     splits: dict[str, Split]
     ngrams: NGrams | None
     pixels: PixelFacts | None = None  # of images
+    rejected: dict[str, int] = {}  # documents or images that gave no row, by reason
     fingerprint: str
 
     def content_fingerprint(self) -> str:
@@ -116,6 +129,11 @@ class Manifest(_Record):
         }
         if self.pixels:
             facts |= {"shape": self.pixels.shape, "labelled": self.pixels.classes is not None}
+        if self.packing != "concat":
+            streams = {name: split.streams for name, split in self.splits.items()}
+            facts |= {"packing": self.packing, "stride": self.stride, "streams": streams}
+        if self.vocabulary_digest:
+            facts["vocabulary_digest"] = self.vocabulary_digest
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @classmethod

@@ -2,7 +2,8 @@
 
 Which order a set gets (`data.order`) is decided by a rule that depends on nothing but the settings and the set, so that
 every worker, a resumed run and an audit come to the same one: the full order where the decoded training rows take no
-more than `data.cache_mb`, for then a copy of them on each machine makes all rows cheap to reach; else lanes.
+more than `data.cache_mb`, for then a copy of them on each machine makes all rows cheap to reach; else lanes. Rows that
+are windows (packing=windows) can only be had in the full order: neighbours overlap, so lanes would not shuffle them.
 """
 
 from collections.abc import Sequence
@@ -32,12 +33,20 @@ def plan(config: DataConfig, manifests: Sequence[Manifest], batch_size: int, sli
 
 
 def _order(config: DataConfig, manifest: Manifest, batch_size: int, slices: int, seed: int) -> Order | FullOrder:
-    rows, group = manifest.splits["train"].rows, manifest.rows_per_group
+    train, group = manifest.splits["train"], manifest.rows_per_group
     row_bytes = manifest.length * token_dtype(manifest.vocabulary_size).itemsize
-    if config.order == "full" or (config.order == "auto" and rows * row_bytes <= config.cache_mb * 10**6):
-        return FullOrder(rows, batch_size, slices, seed, manifest.fingerprint)
+    cached = train.stored_rows * row_bytes
+    if config.order == "full" or (config.order == "auto" and cached <= config.cache_mb * 10**6):
+        return FullOrder(train.rows, batch_size, slices, seed, manifest.fingerprint)
+    if manifest.packing == "windows" and config.order == "lanes":
+        raise UserError("data.order=lanes cannot serve packing=windows, whose rows overlap: say full, or auto")
+    if manifest.packing == "windows":
+        raise UserError(
+            f"packing=windows needs the decoded tokens on each machine, {cached / 1e6:,.0f} MB, and "
+            f"data.cache_mb={config.cache_mb} allows less: set it higher, or data.order=full"
+        )
     mixing = mixing_by_memory(slices, group * row_bytes)
-    return Order(rows, batch_size, slices, seed, group, mixing, manifest.fingerprint)
+    return Order(train.rows, batch_size, slices, seed, group, mixing, manifest.fingerprint)
 
 
 def _check_like(first_name: str, first: Manifest, name: str, other: Manifest) -> None:
@@ -50,6 +59,8 @@ def _check_like(first_name: str, first: Manifest, name: str, other: Manifest) ->
             "vocabulary_size": manifest.vocabulary_size,
             "length": manifest.length,
             "shape": None if pixels is None else list(pixels.shape),
+            "vocabulary_digest": manifest.vocabulary_digest,
+            "padding": "behind the end of a text" if manifest.packing == "document" else "none",
         }
 
     for fact, value in facts(first).items():

@@ -1,55 +1,57 @@
 """Documents or images to shards: one Ray Data task per part of the corpus, resumable, the same on any number of CPUs.
 
 A source's units are dealt out to *parts* by their bytes alone; a task prepares a part, unless a record says that this
-is done (`pipelines.parts`). When all parts are done, the manifest is written (`pipelines.manifest`).
+is done (`pipelines.parts`). Where duplicates are left out, two passes come before (`pipelines.duplicates`). When all
+parts are done, a report is written (`pipelines.prepare_report`), and then the manifest (`pipelines.manifest`).
 """
 
 import functools
 import hashlib
 import pickle
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from md4.errors import UserError
-from pipelines import images, ngrams, pixels, shards
-from pipelines.config import DataConfig, config_digest, open_source, prepared_path
-from pipelines.manifest import FORMAT, MANIFEST, SPLITS, VERSION, Manifest, NGrams, PixelFacts, SourceFacts, Split
-from pipelines.parts import (
-    ImageRecord,
-    PartRecord,
-    Whole,
-    deal,
-    load_record,
-    prepare_part,
-    record_file,
-    same_corpus,
-    summed,
+from pipelines import cleaning, duplicates, images, ngrams, pixels, prepare_report, rejects, shards
+from pipelines.config import (
+    DataConfig,
+    check_packing,
+    config_digest,
+    open_source,
+    prepared_path,
+    vocabulary_digest,
 )
+from pipelines.manifest import FORMAT, MANIFEST, SPLITS, VERSION, Manifest, NGrams, PixelFacts, SourceFacts, Split
+from pipelines.part_records import ImageRecord, Job, PartRecord, Whole, load_record, record_file, same_corpus, summed
+from pipelines.parts import deal, prepare_part
+from pipelines.progress import progress
 from pipelines.storage import Folder, location
 from pipelines.units import Source, Unit
 from pipelines.vocabularies import Vocabulary, keep
 
 _STALE_SECONDS = 3600.0  # temporary files older than this have no process that still writes them
 
+Say = Callable[[str], None]
 
-def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path | Folder:
+
+def prepare(config: DataConfig, report: Say = print) -> Path | Folder:
     """Prepare the corpus, or what is missing of it, and return the folder of the prepared set. Ray must be running.
 
     A finished set is returned at once after a look at its files and at the corpus. UserError for a corpus that is
-    missing, unreadable, not UTF-8, empty, too small, or that is not the one the finished set was made from.
+    missing, unreadable, not UTF-8, empty, too small, or that is not the one the finished set was made from, and for a
+    cleaning hook that is missing or fails.
     """
+    check_packing(config)
     source = open_source(config)
     words = config.tokens
     root = Folder(prepared_path(config))
     if _is_finished(config, source, root, report):
         return location(str(root))
 
+    source.fetch(report)
     units = source.list_units(config.part_bytes)
     parts = deal(units, config.part_bytes)
     own_splits = sorted({unit.split for unit in units if unit.split})
@@ -57,22 +59,34 @@ def prepare(config: DataConfig, report: Callable[[str], None] = print) -> Path |
     started = time.monotonic()
     total = sum(unit.size for part in parts for unit in part)
     report(f"data: preparing {source.identity} ({total / 1e6:.1f} MB in {len(parts)} parts) into {root}")
-    reused = _run_parts(config, whole, whole.digest(config_digest(config, source)), root, parts)
+    hooks = b"" if config.has_images else cleaning.pickled(cleaning.find(config.clean))
+    job = Job(root.absolute(), whole.digest(config_digest(config, source)), config, whole, hooks)
+    if config.deduplicate and not config.has_images:
+        job = replace(job, buckets=_find_duplicates(job, parts, report))
+    reused = _run("data", functools.partial(prepare_part, job), parts, report)
     if reused:
         report(f"data: {reused} of {len(parts)} parts were ready from before")
     records = [record for number in range(len(parts)) if (record := load_record(root, number))]
     if len(records) < len(parts):
         raise RuntimeError(f"{len(parts) - len(records)} records of parts disappeared from {root.path('parts')!r}")
+    _check_unchanged(job, records)
     manifest = _manifest(config, source, whole, words, root, records)
-    _remove_leftovers(root, manifest, len(parts))
+    _remove_leftovers(job, manifest, records)
+    seconds = time.monotonic() - started
+    counted = prepare_report.gather(manifest, words, records, seconds)
+    prepare_report.write(root, counted)
     keep(words, root)
     root.write(MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
     rows = ", ".join(f"{name} {split.rows:,} rows" for name, split in manifest.splits.items())
     if manifest.pixels and manifest.pixels.converted:
         report(f"data: converted images: {_counted(manifest.pixels.converted)}")
-    if manifest.pixels and manifest.pixels.rejected:
-        report(f"data: left out images: {_counted(manifest.pixels.rejected)}; some are named in {MANIFEST}")
-    report(f"data: ready in {time.monotonic() - started:.1f} s: {rows} of {config.length} tokens in {root}")
+    if manifest.rejected:
+        what = "images" if config.has_images else "records"
+        report(f"data: left out {what}: {_counted(manifest.rejected)}; they are in {root.path('rejects')}")
+    for line in prepare_report.brief(counted):
+        report(f"data: {line}")
+    speed = "" if config.has_images else f", {counted['tokens_per_second']:,.0f} tokens/s"
+    report(f"data: ready in {seconds:.1f} s{speed}: {rows} of {config.length} tokens in {root}")
     return location(str(root))
 
 
@@ -116,46 +130,66 @@ def _is_finished(config: DataConfig, source: Source, root: Folder, report: Calla
 # -- the Ray Data job ------------------------------------------------------------------------------------------------
 
 
-def _run_parts(config: DataConfig, whole: Whole, digest: str, root: Folder, parts: list[list[Unit]]) -> int:
-    """Have every part prepared, and return how many of them were ready before. UserError as soon as one has failed."""
+def _run(what: str, task: Callable[[int, Any], bool], items: Sequence[Any], say: Say) -> int:
+    """Have `task(number, item)` done for every item, and return how many were done before. UserError as soon as one has
+    failed. Items are parts, or None for those that have no size."""
     # Imported where Ray is needed: reading a configuration should not take a second longer.
     import ray.data
 
     from pipelines.ray_data import quiet
 
-    work = functools.partial(_part_task, config=config, whole=whole, digest=digest, root=root.absolute())
-    # A task gets the units of its own part only: a set of images may have a million of them.
-    items = [{"part": number, "units": pickle.dumps(part)} for number, part in enumerate(parts)]
-    dataset = ray.data.from_items(items, override_num_blocks=len(parts))
+    # A task gets its own item only: a set of images may have a million of units.
+    rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    sizes = [sum(unit.size for unit in item) if item else 0 for item in items]
     reused = 0
-    with _progress(sum(unit.size for part in parts for unit in part)) as advance:
-        for done in quiet(dataset.map(work)).iter_batches(batch_size=None, prefetch_batches=0):
-            for number, error, ready in zip(done["part"], done["error"], done["ready"], strict=True):
+    with progress(what, sum(sizes), say) as advance:
+        done_rows = quiet(dataset.map(functools.partial(_task, task=task)))
+        for done in done_rows.iter_batches(batch_size=None, prefetch_batches=0):
+            for number, error, ready in zip(done["number"], done["error"], done["ready"], strict=True):
                 if error:
                     raise UserError(str(error))
                 reused += bool(ready)
-                advance(sum(unit.size for unit in parts[number]))
+                advance(sizes[number])
     return reused
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and ETA on a terminal, nothing elsewhere; gives the function that advances it."""
-    console = Console(stderr=True)
-    columns = (TextColumn("data"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("data", total=total)
-        yield lambda amount: progress.advance(task, amount)
-
-
-def _part_task(row: dict[str, Any], *, config: DataConfig, whole: Whole, digest: str, root: Folder) -> dict[str, Any]:
-    """Prepare one part unless that is done. A user's mistake comes back as text: it is not the task that failed."""
-    number, units = int(row["part"]), pickle.loads(row["units"])
+def _task(row: dict[str, Any], *, task: Callable[[int, Any], bool]) -> dict[str, Any]:
+    """Do one item unless that is done. A user's mistake comes back as text: it is not the task that failed."""
+    number = int(row["number"])
     try:
-        ready = prepare_part(root, number, digest, units, config, whole)
+        ready = task(number, pickle.loads(row["item"]))
     except UserError as error:
-        return {"part": number, "error": str(error), "ready": False}
-    return {"part": number, "error": "", "ready": ready}
+        return {"number": number, "error": str(error), "ready": False}
+    return {"number": number, "error": "", "ready": ready}
+
+
+def _find_duplicates(job: Job, parts: list[list[Unit]], say: Say) -> int:
+    """Have the documents to leave out written down; the number of buckets that they are in."""
+    reused = _run("data: hashing", functools.partial(duplicates.hash_part, job), parts, say)
+    if reused:
+        say(f"data: the documents of {reused} of {len(parts)} parts were hashed before")
+    records = [record for number in range(len(parts)) if (record := duplicates.load_record(job.root, number))]
+    if len(records) < len(parts):
+        raise RuntimeError(f"hashes of documents disappeared from {job.root.path('duplicates')!r}")
+    documents = sum(record.documents for record in records)
+    buckets = duplicates.bucket_count(documents)
+    digest = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
+    task = functools.partial(_bucket_task, root=job.root, buckets=buckets, parts=len(parts), digest=digest)
+    _run("data: comparing", task, [None] * buckets, say)
+    return buckets
+
+
+def _bucket_task(bucket: int, _: None, *, root: Folder, buckets: int, parts: int, digest: str) -> bool:
+    return duplicates.compare_bucket(root, bucket, buckets, parts, digest)
+
+
+def _check_unchanged(job: Job, records: list[PartRecord]) -> None:
+    """UserError if a part has other bytes than when its documents were compared with those of others."""
+    for number, record in enumerate(records if job.buckets else ()):
+        hashed = duplicates.load_record(job.root, number)
+        if hashed is None or hashed.source_sha256 != record.source_sha256:
+            raise UserError(f"the corpus changed while it was being prepared: {record.units[0][0]!r} ...; start again")
 
 
 # -- the manifest ----------------------------------------------------------------------------------------------------
@@ -184,29 +218,33 @@ def _manifest(
         version=VERSION,
         vocabulary=words.name,
         vocabulary_size=words.size,
+        vocabulary_digest="" if config.has_images else vocabulary_digest(words),
         length=config.length,
         rows_per_group=config.rows_per_group,
         packing=config.packing,
+        stride=config.stride,
         source=SourceFacts(
             kind=source.kind,
             identity=source.identity,
+            version=getattr(source, "version", ""),
             units=len(units),
             bytes=sum(stop - start for _, start, stop, _ in units),
             sha256=hashlib.sha256(hashes.encode()).hexdigest(),
         ),
         config=config.content(),
         splits=splits,
-        ngrams=None if config.has_images else _ngrams(root, train, words.size),
+        ngrams=None if config.has_images else _ngrams(root, train, words.size, config.length),
         pixels=_pixel_facts(config, whole, root, train, [record.images for record in records if record.images]),
+        rejected=summed(record.rejects.counts for record in records),
         fingerprint="",
     )
     return manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
 
 
-def _ngrams(root: Folder, train: Split, size: int) -> NGrams | None:
+def _ngrams(root: Folder, train: Split, size: int, length: int) -> NGrams | None:
     if size > ngrams.LARGEST_VOCABULARY:
         return None
-    blocks = (shards.read_shard(root, shard) for shard in train.shards)
+    blocks = shards.blocks(root, train, length)
     return NGrams(**ngrams.entropies(ngrams.count_trigrams(blocks, size)))
 
 
@@ -239,11 +277,16 @@ def _pixel_facts(
     )
 
 
-def _remove_leftovers(root: Folder, manifest: Manifest, parts: int) -> None:
+def _remove_leftovers(job: Job, manifest: Manifest, records: list[PartRecord]) -> None:
     """Delete what interrupted attempts left, perhaps on a corpus that has changed since, and the set does not need."""
+    root = job.root
     needed = {shard.path for split in manifest.splits.values() for shard in split.shards}
-    needed |= {record_file(number) for number in range(parts)}
-    for folder in (*SPLITS, "parts"):
+    needed |= {record_file(number) for number in range(len(records))}
+    needed |= {rejects.path(number) for number, record in enumerate(records) if record.rejects.sha256}
+    if job.buckets:
+        needed |= {file(n) for file in (duplicates.hashes_file, duplicates.record_file) for n in range(len(records))}
+        needed |= {duplicates.bucket_file(bucket) for bucket in range(job.buckets)}
+    for folder in (*SPLITS, "parts", "rejects", "duplicates"):
         for file, entry in root.list(folder).items():
             # Another process may be at work here too, making the same files: leave those that it is writing.
             if file.endswith(".tmp") and time.time() - entry.written < _STALE_SECONDS:

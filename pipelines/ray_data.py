@@ -11,7 +11,7 @@ import ray.data
 from ray.data.block import Block, BlockAccessor
 
 from md4.errors import UserError
-from pipelines.row_cache import open_rows
+from pipelines.row_cache import Found, read_rows
 from pipelines.shards import open_set
 from pipelines.storage import Folder
 
@@ -32,16 +32,36 @@ def read_unit(
 ) -> Iterator[Block]:
     """One block with these rows `[k]` of these steps `[k]`: columns `step`, `row`, `tokens [L]`.
 
-    And `label`, where the set has labels. cached: from the decoded rows of this machine (`pipelines.row_cache`).
+    And `label`, where the set has labels; `rows_read` and `bytes_read`, if something was read of the shards: what that
+    was for the whole unit stands in the first row; `damage`, if decoded rows had to be made anew. cached: from the
+    decoded rows of this machine (`pipelines.row_cache`).
 
     A user's mistake, such as a damaged shard, comes as a block with the column `error`: it is an answer, not a failure
     that Ray should try again or wrap in traces.
     """
     try:
-        source = (open_rows if cached else open_set)(root, split, fingerprint)
-        tokens, labels = source.read_labelled(rows)
+        if cached:
+            found = read_rows(root, split, fingerprint, rows)
+        else:
+            shards = open_set(root, split, fingerprint)
+            before = shards.reads.copy()
+            found = Found(*shards.read_labelled(rows), shards.reads - before, None)
     except UserError as error:
         yield BlockAccessor.batch_to_block({"error": np.array([str(error)])})
         return
-    known = {} if labels is None else {"label": labels}
-    yield BlockAccessor.batch_to_block({"step": steps, "row": rows, "tokens": tokens, **known})
+    more: dict[str, np.ndarray] = {} if found.labels is None else {"label": found.labels}
+    if found.cost.rows_read and len(rows):
+        more |= {
+            "rows_read": _first(found.cost.rows_read, len(rows)),
+            "bytes_read": _first(found.cost.bytes, len(rows)),
+        }
+    if found.damage:
+        more["damage"] = np.full(len(rows), found.damage)
+    yield BlockAccessor.batch_to_block({"step": steps, "row": rows, "tokens": found.tokens, **more})
+
+
+def _first(value: int, length: int) -> np.ndarray:
+    """A column `[length]` that has the value in its first row, and zeros below."""
+    column = np.zeros(length, np.int64)
+    column[0] = value
+    return column

@@ -22,7 +22,7 @@ from ray.data.block import BlockMetadata
 from md4.errors import UserError
 from pipelines.mixture import Mixture, Part
 from pipelines.ray_data import quiet, read_unit
-from pipelines.shards import ShardSet
+from pipelines.shards import Reads, ShardSet
 
 Block = dict[str, np.ndarray]  # columns of examples
 # Windows are joined until a unit has this many bytes of tokens, or steps: a task has costs of its own.
@@ -68,6 +68,8 @@ class PartStream:
         self._ahead = ahead
         self._pairs = ahead.pairs()
         self._unit: Unit | None = None
+        self.reads = Reads()  # of shards, for the units that were taken up so far
+        self.damages: list[str] = []  # of decoded rows, which have been made anew
 
     def take(self, step: int) -> tuple[np.ndarray, Block]:
         """Places `[k]` among the worker's slots, and the block of the k rows there. Steps must be asked for in turn."""
@@ -77,11 +79,19 @@ class PartStream:
                 came = "ended" if self._unit is None else f"came to step {self._unit.start}"
                 raise RuntimeError(f"the stream {came} where step {step} was due")
             _check(self._unit, self._block)
+            self._note(self._block)
             steps = np.arange(self._unit.stop - self._unit.start + 1)
             self._bounds = np.searchsorted(self._unit.part.places, steps * self._unit.slots).tolist()
         nth = step - self._unit.start
         mine = slice(self._bounds[nth], self._bounds[nth + 1])
         return self._unit.part.places[mine] - nth * self._unit.slots, {k: v[mine] for k, v in self._block.items()}
+
+    def _note(self, block: Block) -> None:
+        self.reads.add(rows_given=len(block["row"]))
+        if "rows_read" in block:
+            self.reads.add(bytes=int(block["bytes_read"][0]), rows_read=int(block["rows_read"][0]))
+        if "damage" in block:
+            self.damages.append(str(block["damage"][0]))
 
     def close(self) -> None:
         """End what is running. May be called twice."""

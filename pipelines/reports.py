@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -70,6 +71,7 @@ class LikelihoodReport(Report):
     """The negative ELBO, an upper bound on the negative log-likelihood."""
 
     kind: Literal["likelihood"] = "likelihood"
+    data_set: str | None = Field(default=None, description="its name, of several sets that the run was trained on")
     zero_shot: ZeroShotFacts | None = Field(default=None, description="of data sets that are not a prepared one")
     estimator: str = Field(description="of the bound, see md4.likelihood; different ones are not to be compared")
     draws: int = Field(description="Monte Carlo draws for each row, stratified")
@@ -91,6 +93,8 @@ class LikelihoodReport(Report):
     @property
     def name(self) -> str:
         parts = [super().name]
+        if self.data_set is not None:
+            parts.append(f"set-{quote(self.data_set, safe='')}")
         if self.zero_shot is not None:
             overlap = "" if self.zero_shot.stride is None else f"-stride-{self.zero_shot.stride}"
             parts.append(f"{self.zero_shot.data_set}-{self.zero_shot.protocol}{overlap}")
@@ -108,6 +112,8 @@ class LikelihoodReport(Report):
         elif self.bits_per_character is not None:
             number = f"At most {bits} character"
         how = f"{self.estimator}, {self.rows:,} rows, {self.draws} draws each"
+        if self.data_set is not None:
+            how = f"{self.data_set}, {how}"
         if self.zero_shot is not None:
             how = f"{self.zero_shot.data_set} {self.split}, protocol {self.zero_shot.protocol}, {how}"
         return f"{number} ({how})."

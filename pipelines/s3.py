@@ -120,10 +120,15 @@ class Bucket:
 
     def size(self, key: str) -> int:
         """Bytes of an object. UserError if there is no such bucket."""
+        return self.facts(key)[0]
 
-        async def look(client: Any) -> int:
+    def facts(self, key: str) -> tuple[int, float]:
+        """Bytes of an object, and its time of writing (s since 1970). UserError if there is no such bucket."""
+
+        async def look(client: Any) -> tuple[int, float]:
             try:
-                return (await client.head_object(Bucket=self.name, Key=key))["ContentLength"]
+                answer = await client.head_object(Bucket=self.name, Key=key)
+                return answer["ContentLength"], answer["LastModified"].timestamp()
             except boto.ClientError as error:
                 if _status(error) == 404:  # which of the two is missing, this answer does not say
                     await client.head_bucket(Bucket=self.name)

@@ -1,77 +1,70 @@
-"""One parquet file of a prepared set: written, read by row groups, compared with what its manifest says of it.
+"""One file of a prepared set, parquet or tar: written, read by row groups, compared with what its manifest says of it.
 
 A reader notices damage when it comes to it: the manifest has a hash of each file's footer, and the footer has a
-checksum of the tokens and labels of each row group. In S3 the footer is read once, and of the rest nothing but the
-bytes of the row groups that are wanted.
+checksum of each row group. In S3 the footer is read once, and of the rest nothing but the bytes of the row groups that
+are wanted. What is in the file itself is said by `pipelines.parquet_shards` and `pipelines.tar_shards`.
 """
 
 import hashlib
-import json
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from md4.errors import UserError
+from pipelines import parquet_shards
 from pipelines.manifest import Shard
+from pipelines.parquet_shards import LABEL_DTYPE, ParquetContent
 from pipelines.storage import Folder, Pieces, Place, coalesced
 
-_CHECKSUMS = "md4.crc32"  # key in a shard's metadata: CRC-32 of each row group's tokens, then labels
-LABEL_DTYPE = np.dtype(np.int32)
+if TYPE_CHECKING:
+    from pipelines.tar_shards import Pictures
+
+SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar"}  # of a shard's file, by `data.format`
 _FOOTER_BYTES = 2**16  # read at once from the end of a file: most footers are shorter
 
 
 def write_shard(
-    root: Place, path: str, tokens: np.ndarray, rows_per_group: int, labels: np.ndarray | None = None
+    root: Place,
+    path: str,
+    tokens: np.ndarray,
+    rows_per_group: int,
+    labels: np.ndarray | None = None,
+    pictures: "Pictures | None" = None,
 ) -> Shard:
     """Write rows of tokens `[n, L]`, and labels `[n]` if there are any, to `root/path`, completely or not at all.
 
-    The same rows give the same bytes.
+    A path that ends in .tar needs `pictures`, which say how a row is seen. The same rows give the same bytes.
     """
-    rows, length = tokens.shape
     tokens = np.ascontiguousarray(tokens)
     labels = np.empty(0, LABEL_DTYPE) if labels is None else np.ascontiguousarray(labels, LABEL_DTYPE)
-    kind = pa.list_(pa.field("item", pa.from_numpy_dtype(tokens.dtype), nullable=False), length)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), type=kind)
-    groups = range(0, rows, rows_per_group)
-    checksums = [
-        _checksum(tokens[start : start + rows_per_group], labels[start : start + rows_per_group]) for start in groups
-    ]
-    fields, columns = [pa.field("tokens", kind, nullable=False)], [column]
-    if len(labels):
-        fields.append(pa.field("label", pa.from_numpy_dtype(LABEL_DTYPE), nullable=False))
-        columns.append(pa.array(labels))
-    table = pa.Table.from_arrays(columns, schema=pa.schema(fields, {_CHECKSUMS: json.dumps(checksums)}))
-    buffer = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        buffer,
-        row_group_size=rows_per_group,
-        compression="zstd",
-        use_dictionary=False,
-        column_encoding={"tokens.list.element": "BYTE_STREAM_SPLIT"},  # parquet stores small integers in 4 bytes each
-        write_statistics=False,
-        write_page_checksum=True,
-    )
-    data = buffer.getvalue().to_pybytes()
+    if _is_tar(path):
+        from pipelines import tar_shards
+
+        assert pictures is not None
+        stem = path.rpartition("/")[2].removesuffix(tar_shards.SUFFIX)
+        data = tar_shards.pack(tokens, labels, rows_per_group, pictures, stem)
+        footer = data[-tar_shards.footer_size(data[-_FOOTER_BYTES:]) :]
+    else:
+        data = parquet_shards.pack(tokens, labels, rows_per_group)
+        footer = data[-parquet_shards.footer_size(data[-_FOOTER_BYTES:]) :]
     Folder(root).write(path, data)
     return Shard(
         path=path,
-        rows=rows,
+        rows=len(tokens),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        footer=hashlib.sha256(data[-8 - int.from_bytes(data[-8:-4], "little") :]).hexdigest(),
+        footer=hashlib.sha256(footer).hexdigest(),
         content=hashlib.sha256(tokens.tobytes() + labels.tobytes()).hexdigest(),
     )
 
 
-def _checksum(tokens: np.ndarray, labels: np.ndarray) -> int:
-    return zlib.crc32(labels.tobytes(), zlib.crc32(tokens.tobytes()))
+def _is_tar(path: str) -> bool:
+    return path.endswith(SUFFIXES["webdataset"])
 
 
 def read_shard(root: Place, shard: Shard) -> np.ndarray:
@@ -108,6 +101,19 @@ class Reads:
             self.rows_read += rows_read
             self.rows_given += rows_given
 
+    def copy(self) -> "Reads":
+        """The counts as they are now."""
+        return Reads(self.requests, self.bytes, self.rows_read, self.rows_given)
+
+    def __sub__(self, before: "Reads") -> "Reads":
+        """What came since `before`, a copy of these counts."""
+        return Reads(
+            self.requests - before.requests,
+            self.bytes - before.bytes,
+            self.rows_read - before.rows_read,
+            self.rows_given - before.rows_given,
+        )
+
 
 class ShardFile:
     """An open shard, which gives away no rows other than those that were written."""
@@ -117,56 +123,40 @@ class ShardFile:
         footer = _read_footer(folder, shard)
         if hashlib.sha256(footer).hexdigest() != shard.footer:
             raise ValueError("its footer is not the recorded one")
-        self._metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
-        self._columns = [name for name in ("tokens", "label") if name in self._metadata.schema.to_arrow_schema().names]
-        self._checksums: list[int] = json.loads((self._metadata.metadata or {})[_CHECKSUMS.encode()])
-        groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
-        self._counts = np.array([group.num_rows for group in groups], np.int64)
-        self._spans = [_span(group) for group in groups]
-        # No memory map: a file truncated under one ends the process by a signal instead of an error.
-        self._local = None if folder.remote else self._parquet(folder.path(shard.path))
+        # Of parquet on this machine, the library itself opens the file.
+        self._local = not (folder.remote or _is_tar(shard.path))
+        if _is_tar(shard.path):
+            from pipelines.tar_shards import TarContent  # decoders of pictures, which text does not need
+
+            self._content: ParquetContent | TarContent = TarContent(footer, shard.bytes)
+        else:
+            self._content = ParquetContent(footer, shard.bytes, folder.path(shard.path) if self._local else None)
 
     @property
     def groups(self) -> int:
-        return len(self._counts)
+        return len(self._content.counts)
 
     def read(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows `[n, L]` of row groups, one group after the other, and their labels `[n]`, or `[0]` without any."""
-        spans = coalesced(self._spans[group] for group in groups.tolist())
-        self._reads.add(len(spans), sum(stop - start for start, stop in spans), int(self._counts[groups].sum()))
-        parquet = self._local
-        if parquet is None:
-            parts = self._folder.read_ranges(self._shard.path, spans)
-            parquet = self._parquet(pa.PythonFile(Pieces(self._shard.bytes, spans, parts), "r"))
-        table = parquet.read_row_groups(groups.tolist(), columns=self._columns, use_threads=False)
-        column = table["tokens"].combine_chunks()
-        rows = column.flatten().to_numpy().reshape(len(column), -1)
-        labels = table["label"].to_numpy() if "label" in self._columns else np.empty(0, LABEL_DTYPE)
-        stop = 0
-        for group in groups.tolist():
-            start, stop = stop, stop + self._counts[group]
-            if stop > len(rows) or _checksum(rows[start:stop], labels[start:stop]) != self._checksums[group]:
-                raise ValueError(f"the tokens of its row group {group} are not those that were written")
-        return rows, labels
-
-    def _parquet(self, source: str | pa.NativeFile) -> pq.ParquetFile:
-        return pq.ParquetFile(source, metadata=self._metadata, page_checksum_verification=True, pre_buffer=False)
-
-
-def _span(group: pq.RowGroupMetaData) -> tuple[int, int]:
-    """The bytes `start..stop-1` of a row group."""
-    columns = [group.column(i) for i in range(group.num_columns)]
-    starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
-    sizes = [column.total_compressed_size for column in columns]
-    return min(starts), max(start + size for start, size in zip(starts, sizes, strict=True))
+        content = self._content
+        spans = coalesced(content.spans[group] for group in groups.tolist())
+        self._reads.add(len(spans), sum(stop - start for start, stop in spans), int(content.counts[groups].sum()))
+        if self._local and isinstance(content, ParquetContent):
+            return content.read(groups.tolist(), None)
+        parts = self._folder.read_ranges(self._shard.path, spans)
+        return content.read(groups.tolist(), Pieces(self._shard.bytes, spans, parts))
 
 
 def _read_footer(folder: Folder, shard: Shard) -> bytes:
-    """What describes the pages of a parquet file: thrift, its length in 4 bytes, and the letters PAR1."""
+    """What ends a file and describes the rest of it: parquet's footer, or the index of a tar."""
     size = shard.bytes if folder.remote else folder.size(shard.path)
     start = max(0, size - _FOOTER_BYTES)
     (tail,) = folder.read_ranges(shard.path, [(start, size)])
-    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if _is_tar(shard.path):
+        from pipelines.tar_shards import footer_size
+    else:
+        from pipelines.parquet_shards import footer_size
+    length = footer_size(tail)
     if length > size:
         raise ValueError("its footer is not the recorded one")
     if length > len(tail):
@@ -177,7 +167,7 @@ def _read_footer(folder: Folder, shard: Shard) -> bytes:
 
 @contextmanager
 def reading(root: Place, shard: Shard) -> Iterator[None]:
-    """Turns what pyarrow raises about a bad file into a message that names it."""
+    """Turns what is raised about a bad file into a message that names it."""
     try:
         yield
     except UserError:  # which is a ValueError: a server that does not answer is no damage

@@ -1,29 +1,37 @@
-"""The format of a prepared set: a folder of parquet shards and a manifest, which is written last.
+"""The format of a prepared set: a folder of shards and a manifest, which is written last.
 
     manifest.json               what is in the set (`pipelines.manifest`); without it the folder is not a prepared set
     train/00007-0001.parquet    second shard of part 7: a column `tokens`, a fixed-size list of L tokens per row, zstd,
                                 and for labelled images a column `label`
+    train/00007-0001.tar        or, of images, a webdataset tar: a .png and a .cls for each row (`pipelines.tar_shards`)
     validation/ test/           the other splits
+    report.md, report.json      what the preparation counted (`pipelines.prepare_report`)
+    rejects/00007.jsonl.zst     records of part 7 that gave no row (`pipelines.rejects`)
     parts/00007.json            how far the preparation is (`pipelines.prepare`); readers do not need it
+    duplicates/                 hashes of documents, where duplicates are left out (`pipelines.duplicates`)
 
-Any parquet reader can read the shards. Readers of this module notice damage when they come to it
+Any reader of parquet or of webdataset can read the shards. Readers of this module notice damage when they come to it
 (`pipelines.shard_files`).
 
 A row's *id* counts the rows of whole row groups first, shard by shard, and after them those of the short row groups
 that end a part. Hence the ids `g*C .. g*C+C-1` are one row group of C rows, for all but the last ids of a split. That
 makes reading in the order of `pipelines.order` cheap.
+
+Where rows are windows (packing=windows), stored rows are numbered shard by shard, and the ids are those of
+`pipelines.windows`. The last stored row of each part ends with tokens of no window.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from md4.errors import UserError
-from pipelines.manifest import Manifest, Shard
+from pipelines.manifest import Manifest, Shard, Split
 from pipelines.shard_files import (
     LABEL_DTYPE,
+    SUFFIXES,
     Reads,
     ShardFile,
     damaged,
@@ -37,10 +45,13 @@ from pipelines.shard_files import (
 )
 from pipelines.storage import Folder, Place
 from pipelines.vocabularies import Vocabulary, token_dtype, vocabulary
+from pipelines.windows import Windows, filled_rows
 
 __all__ = [
+    "SUFFIXES",
     "Reads",
     "ShardSet",
+    "blocks",
     "check_sizes",
     "is_sound",
     "open_set",
@@ -70,7 +81,9 @@ class ShardSet:
         facts = self.manifest.splits[split]
         self._shards = facts.shards
         self.rows = facts.rows
+        self.stored_rows = facts.stored_rows
         self.length = self.manifest.length
+        self.windows = Windows(tuple(facts.streams), self.length, self.manifest.stride) if facts.streams else None
         self.fingerprint = self.manifest.fingerprint
         self.rows_per_group = self.manifest.rows_per_group
         self.dtype = token_dtype(self.manifest.vocabulary_size)
@@ -84,6 +97,7 @@ class ShardSet:
         counts = np.array([shard.rows for shard in self._shards], np.int64)
         self._whole = counts // group * group  # of each shard: rows in whole row groups; the others have the last ids
         self._whole_before = np.cumsum(self._whole) - self._whole
+        self._before = np.cumsum(counts) - counts
         self._short = counts - self._whole
         self._short_before = np.cumsum(self._short) - self._short + self._whole.sum()
         # Of a file in S3 only its footer is kept.
@@ -115,6 +129,12 @@ class ShardSet:
         ids = np.asarray(ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.rows:
             raise IndexError(f"row ids must be in 0..{self.rows - 1}, got {ids.min()}..{ids.max()}")
+        if self.windows is not None:
+            return self.windows.read(ids, lambda stored: self.read_stored(stored)[0]), None
+        return self.read_stored(ids)
+
+    def read_stored(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `read_labelled`, by numbers of stored rows: other than ids only where rows are windows."""
         out = np.empty((len(ids), self.length), self.dtype)
         known = np.empty(len(ids), LABEL_DTYPE) if self.labelled else None
         shards, places = self._locate(ids)
@@ -139,7 +159,10 @@ class ShardSet:
         return out, known
 
     def _locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard `[n]` and row within it `[n]` of ids `[n]`."""
+        """Shard `[n]` and row within it `[n]` of stored rows `[n]`."""
+        if self.windows is not None:
+            shards = np.searchsorted(self._before, ids, "right") - 1
+            return shards, ids - self._before[shards]
         whole = ids < self._whole.sum()
         # An empty run shares its start with the next one; the rightmost of those is the one that has the row.
         shards = np.where(
@@ -165,6 +188,16 @@ def open_set(root: Folder, split: str, fingerprint: str) -> ShardSet:
             f"the prepared set {str(root)!r} changed: its fingerprint was {fingerprint}, is {shards.fingerprint}"
         )
     return shards
+
+
+def blocks(root: Place, split: Split, length: int) -> Iterator[np.ndarray]:
+    """The stored rows `[n, L]` of each shard of a split, without those that end with tokens of no window."""
+    before, filled = 0, filled_rows(split.streams, length)
+    for shard in split.shards:
+        rows = read_shard(root, shard)
+        keep = [number not in filled for number in range(before, before + len(rows))] if filled else slice(None)
+        before += len(rows)
+        yield rows[keep]
 
 
 def check_sizes(root: Place, shards: list[Shard]) -> None:

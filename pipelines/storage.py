@@ -207,6 +207,13 @@ class Folder:
         """Bytes of a file."""
         return self._s3().size(self._key(file)) if self.remote else os.stat(self.path(file)).st_size
 
+    def entry(self, file: str) -> Entry:
+        """Size and time of writing of a file."""
+        if self.remote:
+            return Entry(*self._s3().facts(self._key(file)))
+        facts = os.stat(self.path(file))
+        return Entry(facts.st_size, facts.st_mtime)
+
     def exists(self, file: str) -> bool:
         """Is there such a file?"""
         if not self.remote:

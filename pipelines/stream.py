@@ -22,7 +22,7 @@ from pipelines.mixture import Mixture
 from pipelines.order import Order, share
 from pipelines.quotas import CYCLE
 from pipelines.reading import PartStream, ReadAhead, plan_steps, reading_units
-from pipelines.shards import ShardSet
+from pipelines.shards import Reads, ShardSet
 from pipelines.storage import Folder, Place
 
 
@@ -100,6 +100,19 @@ class Stream(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         return next(self._batches)
+
+    @property
+    def reads(self) -> Reads:
+        """What Ray's processes read of the shards for the batches so far, or a little more: bytes and rows."""
+        total = Reads()
+        for part in self._parts:
+            total.add(bytes=part.reads.bytes, rows_read=part.reads.rows_read, rows_given=part.reads.rows_given)
+        return total
+
+    @property
+    def damages(self) -> list[str]:
+        """What was wrong with decoded rows (`pipelines.row_cache`), each time that they were made anew."""
+        return [damage for part in self._parts for damage in part.damages]
 
     def close(self) -> None:
         """Stop reading and let go of what was read ahead."""

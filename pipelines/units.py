@@ -4,25 +4,28 @@ Listing is cheap and its order is fixed; reading a unit needs nothing but the un
 prepared set is therefore the same however many tasks read it.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from md4.errors import UserError
+from pipelines.roots import File
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test", "heldout": "test",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Unit:
     """A part of a source that is read in one go: the bytes `start..stop-1` of a file.
 
-    Bytes are those of the content where a file is compressed as a whole, and exclude the header of an idx file. A
-    reader may move them to borders that its format has: words, for instance.
+    Bytes are those of the content where a file of images is compressed as a whole, and exclude headers of arrays. A
+    reader may move them to borders that its format has: words or lines, for instance.
     """
 
-    kind: str  # the source's name
-    file: str  # absolute path
+    kind: str  # the format
+    file: str  # absolute path, or s3:// url
     name: str  # path below the source's root, the same wherever the source lies
     start: int
     stop: int
@@ -34,11 +37,16 @@ class Unit:
         return self.stop - self.start
 
 
+Report = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Source:
     """A named collection of documents or of images.
 
-    `identity` tells it from others of its kind, `label` is short and good for a folder's name.
+    `identity` tells it from others of its kind, `label` is short and good for a folder's name. What has to be fetched
+    first is said by `missing` (None: nothing), which asks no network, and done by `fetch`; until then `list_units`
+    raises UserError.
     """
 
     kind: str
@@ -46,41 +54,21 @@ class Source:
     identity: str
     list_units: Callable[[int], list[Unit]]  # given the bytes above which a file is read in pieces
     class_names: Callable[[], list[str] | None] = lambda: None  # of labelled images, where the source knows them
+    missing: Callable[[], str | None] = lambda: None
+    fetch: Callable[[Report], None] = lambda report: None
 
 
-def label_of(root: Path, otherwise: str) -> str:
-    """A short name for a source that lies at `root`."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", root.stem).strip("-.") or otherwise
-
-
-def status(file: Path) -> os.stat_result:
-    """Size and modification time of a file; UserError if it cannot be looked at."""
-    try:
-        return file.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from error
-
-
-def pieces(
-    kind: str, name: str, file: Path, piece: int, size: int | None = None, split: str | None = None
-) -> Iterator[Unit]:
+def pieces(kind: str, file: File, piece: int, size: int | None = None, split: str | None = None) -> Iterator[Unit]:
     """Units of `piece` bytes that cover `size` bytes of a file, by default all; none for an empty one."""
-    facts = status(file)
-    size = facts.st_size if size is None else size
+    size = file.size if size is None else size
     for start in range(0, size, piece):
-        yield Unit(kind, str(file), name, start, min(start + piece, size), facts.st_mtime_ns, split)
+        yield Unit(kind, file.place, file.name, start, min(start + piece, size), file.stamp, split)
 
 
-def walk(root: Path, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """Every file below a folder with one of the `suffixes` (small letters), as (path below it, path), sorted."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename!r}: {error.strerror}") from error
-
-    found = []
-    for folder, _, names in os.walk(root, onerror=refuse):
-        for name in names:
-            if name.lower().endswith(suffixes):
-                file = Path(folder, name)
-                found.append((file.relative_to(root).as_posix(), file))
-    return sorted(found)
+def split_in_name(name: str) -> str | None:
+    """The split that a file's path tells, in its last part that has a word for one: train-00.tar, val/00.parquet."""
+    for part in reversed(name.split("/")):
+        for word in re.split(r"[-_.]", part.lower()):
+            if word in SPLIT_NAMES:
+                return SPLIT_NAMES[word]
+    return None

@@ -5,33 +5,33 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from md4.errors import UserError
-from pipelines.images.records import IMAGE_SUFFIXES, NO_LABEL, SPLIT_NAMES, Record, checked, files_below, opened
-from pipelines.units import Unit, status, walk
+from pipelines.images.records import IMAGE_SUFFIXES, NO_LABEL, Record, checked, files_below, opened
+from pipelines.roots import Root
+from pipelines.units import SPLIT_NAMES, Unit
 
 # -- folders of images -----------------------------------------------------------------------------------------------
 
 
-def list_folder(root: Path) -> list[Unit]:
+def list_folder(root: Root) -> list[Unit]:
     """A unit for each file, in the order of hashes: the classes are mixed then in every part of the set."""
-    if not root.is_dir():
-        raise UserError(f"data path {str(root)!r} is not a folder of images")
-    files = walk(root, IMAGE_SUFFIXES)
+    found, folder = root.entries("a folder of images")
+    if not folder:
+        raise UserError(f"data.path={str(root)!r} is not a folder of images")
+    files = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
     if not files:
         raise UserError(f"no images in {str(root)!r}: their names end in {' '.join(IMAGE_SUFFIXES)}")
     # A class may be called "train" too: topmost folders are splits only if all of them are.
-    tops = {name.split("/")[0].lower() if "/" in name else "" for name, _ in files}
+    tops = {file.name.split("/")[0].lower() if "/" in file.name else "" for file in files}
     splits = SPLIT_NAMES if tops <= SPLIT_NAMES.keys() else {}
     units = []
-    for name, file in files:
-        facts = status(file)
-        split = splits.get(name.split("/")[0].lower())
-        units.append(Unit("images", str(file), name, 0, facts.st_size, facts.st_mtime_ns, split))
+    for file in files:
+        split = splits.get(file.name.split("/")[0].lower())
+        units.append(Unit("images", file.place, file.name, 0, file.size, file.stamp, split))
     units.sort(key=lambda unit: hashlib.blake2b(unit.name.encode(errors="surrogateescape")).digest())
     return units
 
@@ -100,7 +100,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 @contextmanager
 def _parquet(name: str) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(name) as file:
+        with opened(name) as raw, pq.ParquetFile(raw) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         message = next(iter(str(error).splitlines()), type(error).__name__)
@@ -117,27 +117,26 @@ def _row_groups(file: pq.ParquetFile) -> list[int]:
     return starts
 
 
-def list_parquet(root: Path, columns: Columns) -> list[Unit]:
+def list_parquet(root: Root, columns: Columns) -> list[Unit]:
     """A unit for each row group; UserError if there are none, or a file lacks the columns."""
     units = []
-    for name, path, split in files_below(root, (".parquet",), "parquet files"):
-        facts = status(path)
-        with _parquet(str(path)) as file:
-            columns.find(str(path), file.schema_arrow)
+    for found, split in files_below(root, (".parquet",), "parquet files"):
+        with _parquet(found.place) as file:
+            columns.find(found.place, file.schema_arrow)
             starts = _row_groups(file)
-        for start, stop in zip(starts, [*starts[1:], facts.st_size], strict=True):
-            units.append(Unit("image-parquet", str(path), name, start, stop, facts.st_mtime_ns, split))
+        for start, stop in zip(starts, [*starts[1:], found.size], strict=True):
+            units.append(Unit("image-parquet", found.place, found.name, start, stop, found.stamp, split))
     if not units:
         raise UserError(f"the parquet files in {str(root)!r} have no rows")
     return units
 
 
-def parquet_classes(root: Path, columns: Columns) -> list[str] | None:
+def parquet_classes(root: Root, columns: Columns) -> list[str] | None:
     """The names that the Hugging Face hub's metadata give the labels."""
-    _, path, _ = files_below(root, (".parquet",), "parquet files")[0]
-    with _parquet(str(path)) as file:
+    found, _ = files_below(root, (".parquet",), "parquet files")[0]
+    with _parquet(found.place) as file:
         schema = file.schema_arrow
-    _, label = columns.find(str(path), schema)
+    _, label = columns.find(found.place, schema)
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
         return [str(name) for name in names]

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from md4.errors import UserError
-from pipelines.images import arrays, files, tars
+from pipelines import documents
+from pipelines.images import arrays, files, npz, tars
 from pipelines.images.records import NO_LABEL, Record, Rejected, opened
 from pipelines.images.tokens import Notes, Recipe, decoded, pixels_of, quantised
-from pipelines.units import Source, Unit, label_of
+from pipelines.roots import Root
+from pipelines.units import Source, Unit
 
-KINDS = ("digits", "idx", "cifar", "images", "webdataset", "image-parquet")
+KINDS = ("digits", "idx", "cifar", "npz", "images", "webdataset", "image-parquet")
 SHAPES = {"digits": (8, 8, 1), "idx": (28, 28, 1), "cifar": (32, 32, 3)}  # where data.shape need not be given
 EXAMPLES = 10  # rejected images that are named
 
@@ -39,33 +40,28 @@ def open_source(
     """
     if kind == "digits":
         if path is not None:
-            raise UserError(f"data path {path!r}: the source 'digits' is found in scikit-learn and takes no path")
+            raise UserError(f"data.path={path!r}: the source 'digits' is found in scikit-learn and takes no path")
         names = [str(digit) for digit in range(10)]
         return Source(kind, kind, "the digits of scikit-learn", lambda _: arrays.list_digits(), lambda: names)
     if path is None:
-        raise UserError(f"data path: the source {kind!r} needs the path of a folder or a file")
-    root = Path(path).expanduser().absolute()
-
-    def existing() -> Path:
-        if not root.exists():
-            raise UserError(f"data path {str(root)!r} does not exist")
-        return root
-
+        raise UserError(f"data.path is missing: the source {kind!r} needs the path of a folder or a file")
+    root = Root(path)
     columns = files.Columns(image_column, label_column)
     list_units, class_names = {
-        "idx": (lambda piece: arrays.list_idx(existing(), piece), lambda: None),
-        "cifar": (lambda piece: arrays.list_cifar(existing(), piece), lambda: arrays.cifar_classes(existing())),
+        "idx": (lambda piece: arrays.list_idx(root, piece), lambda: None),
+        "cifar": (lambda piece: arrays.list_cifar(root, piece), lambda: arrays.cifar_classes(root)),
+        "npz": (lambda piece: npz.list_npz(root, piece), lambda: None),
         "images": (
-            lambda _: files.list_folder(existing()),
-            lambda: files.folder_classes(files.list_folder(existing())),
+            lambda _: files.list_folder(root),
+            lambda: files.folder_classes(files.list_folder(root)),
         ),
-        "webdataset": (lambda _: tars.list_tars(existing()), lambda: None),
+        "webdataset": (lambda _: tars.list_tars(root), lambda: None),
         "image-parquet": (
-            lambda _: files.list_parquet(existing(), columns),
-            lambda: files.parquet_classes(existing(), columns),
+            lambda _: files.list_parquet(root, columns),
+            lambda: files.parquet_classes(root, columns),
         ),
     }[kind]
-    return Source(kind, label_of(root, kind), os.path.normpath(root), list_units, class_names)
+    return Source(kind, root.label(kind), root.url, list_units, class_names)
 
 
 def read(unit: Unit, recipe: Recipe, classes: list[str] | None) -> Images:
@@ -86,6 +82,7 @@ def read(unit: Unit, recipe: Recipe, classes: list[str] | None) -> Images:
                     f"image {record.name!r}: {error}. Set data.damaged=skip to leave such images out"
                 ) from error
             notes.rejected[error.reason] += 1
+            notes.left_out.append(documents.Rejected(record.name, error.reason, str(error)))
             if len(notes.examples) < EXAMPLES:
                 notes.examples.append(f"{record.name}: {error}")
         else:
@@ -121,6 +118,9 @@ def digest(unit: Unit) -> str:
     if unit.kind == "idx":
         pixels, labels = arrays.read_idx(unit)
         return hashlib.sha256(pixels + (labels or b"")).hexdigest()
+    if unit.kind == "npz":
+        pixels, labels, _ = npz.read_npz(unit)
+        return hashlib.sha256(pixels + (b"" if labels is None else labels.tobytes())).hexdigest()
     state = hashlib.sha256()
     with opened(unit.file) as file:
         file.seek(unit.start)
@@ -140,6 +140,8 @@ def _records(unit: Unit, recipe: Recipe, classes: list[str] | None) -> Iterator[
         return arrays.idx_records(unit)
     if unit.kind == "cifar":
         return arrays.cifar_records(unit)
+    if unit.kind == "npz":
+        return npz.npz_records(unit)
     if unit.kind == "images":
         return files.folder_records(unit, classes)
     if unit.kind == "webdataset":

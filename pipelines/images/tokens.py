@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipelines import documents
 from pipelines.images.records import Rejected
 
 # Not whatever Pillow knows: some formats run other programs.
@@ -41,11 +42,12 @@ class Recipe:
 
 @dataclass
 class Notes:
-    """What happened to the images on their way, by kind: counts, and the names of some that were rejected."""
+    """What happened to the images on their way, by kind: counts, and those that were left out."""
 
     converted: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    left_out: list[documents.Rejected] = field(default_factory=list)
 
 
 def pixels_of(image: bytes | np.ndarray, recipe: Recipe, notes: Notes) -> np.ndarray:

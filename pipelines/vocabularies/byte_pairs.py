@@ -46,7 +46,7 @@ class _ByteLevel(ABC):
 
     def encode_documents(self, documents: Iterable[str]) -> list[np.ndarray]:
         """Tokens of documents, each with the end-of-text token behind it."""
-        found = self._tokenizer.encode_batch(list(documents), add_special_tokens=False)
+        found = self._tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)  # without offsets
         dtype = token_dtype(self.size)
         return [np.array([*encoding.ids, self.end_of_text], dtype) for encoding in found]
 

@@ -12,14 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from md4.errors import UserError
-from pipelines import sources
+from pipelines import cleaning, sources
 from pipelines.config import DataConfig, open_source
-from pipelines.parts import assign, cut
+from pipelines.part_shards import assign
+from pipelines.progress import progress
 from pipelines.storage import write_atomically
+from pipelines.text_part import cut
 from pipelines.units import Unit
 from pipelines.vocabularies.byte_pairs import TOKENIZER, Trained
 from pipelines.vocabularies.words import END_OF_TEXT
@@ -50,14 +49,17 @@ def train(
         raise UserError(f"--size {size}: at least {LEAST} tokens are needed, for 256 bytes and the end of a text")
     if (folder / TOKENIZER).exists():
         raise UserError(f"{folder} has a {TOKENIZER} already: name a new folder")
-    units = [(one, unit) for _, one in config.sets() for unit in open_source(one).list_units(one.part_bytes)]
+    units = []
+    for _, one in config.sets():
+        source = open_source(one)
+        source.fetch(report)
+        units += [(one, unit) for unit in source.list_units(one.part_bytes)]
     chosen = _some(units, megabytes * 1e6)
     total = sum(unit.size for _, unit in chosen)
     report(f"tokenizer: learning {size:,} tokens from {total / 1e6:.1f} MB in {len(chosen)} pieces")
     seen = _Seen()
-    with _progress(total) as bar:
-        task = bar.add_task("reading", total=total)
-        content = learn(seen.texts(chosen, lambda unit: bar.advance(task, unit.size)), size)
+    with progress("tokenizer", total, report) as advance:
+        content = learn(seen.texts(chosen, lambda unit: advance(unit.size)), size)
     words = Trained(content, str(folder / TOKENIZER))
     if words.size != size:
         raise UserError(
@@ -109,8 +111,10 @@ class _Seen:
     def texts(self, chosen: list[tuple[DataConfig, Unit]], done: Callable[[Unit], object]) -> Iterator[str]:
         """The training documents of the units; some of the validation split are put aside."""
         for config, unit in chosen:
-            for document in sources.read(unit).documents:
-                for text in cut(_writable(document.text), config.document_chars):
+            hooks = cleaning.find(config.clean)
+            for document in sources.read(unit, config.text_recipe()).documents:
+                clean, _ = cleaning.cleaned(document.text, hooks, document.name)
+                for text in cut(_writable(clean or ""), config.document_chars):
                     split = assign(text, config.validation, config.test)[0]
                     if (unit.split or split) == "train":
                         self.documents += 1
@@ -148,10 +152,3 @@ def learn(texts: Iterable[str], size: int) -> bytes:
     )
     rules.train_from_iterator(texts, trainer)
     return rules.to_str(pretty=True).encode()
-
-
-def _progress(total: int) -> Progress:
-    """A progress bar with rate and ETA on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not (total and console.is_terminal), transient=True)

@@ -45,7 +45,7 @@ def test_dry_run_checks_everything_and_starts_nothing(tmp_path, monkeypatch, cap
         (["sample", "runs/absent"], "not a run's folder"),
         (["serve", "runs/absent"], "not a run's folder"),
         (["export", "runs/absent", "out"], "not a run's folder"),
-        (["prepare", "text8"], "data.path"),
+        (["prepare", "pydocs-tiny", "data.source=jsonl"], "data.path"),
         (["prepare", "text8", "data.path=absent.txt"], "absent.txt"),
         (["trian"], "Did you mean 'train'"),
     ],

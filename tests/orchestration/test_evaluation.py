@@ -10,6 +10,7 @@ from md4.errors import UserError
 from md4.model import build
 from orchestration.evaluation import Evaluation, ZeroShot, open_subject, run
 from orchestration.runs import Run
+from pipelines.config import prepared_path
 from pipelines.reports import LikelihoodReport
 from tests.orchestration.small_run import LENGTH, disturbed, write_run
 from tests.orchestration.test_cli import md4
@@ -87,6 +88,44 @@ def test_another_prepared_set(tmp_path):
     write_set(tmp_path / "other", [some_rows(9, 8)], 4, split="test")
     with pytest.raises(UserError, match=f"rows of 8 tokens of a vocabulary of 27, the model rows of {LENGTH}"):
         list(run(path, Evaluation(data=tmp_path / "other", split="test"), print))
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A run on two sets, small and large, each with a validation split of its own."""
+    sets = [{"name": name, "source": "text", "path": str(tmp_path / f"{name}.txt")} for name in ("small", "large/r")]
+    path = write_run(tmp_path / "runs", f"data.directory={tmp_path}/sets", f"data.mixture={json.dumps(sets)}")
+    for rows, (_, one) in zip((6, 9), Run(path).config.data.sets(), strict=True):
+        write_set(prepared_path(one), [some_rows(rows, LENGTH, seed=rows)], 4, split="validation")
+    return path
+
+
+def test_every_set_of_a_mixture(mixed):
+    """Each by its name, or all of them; the figures are those of the set named by its folder."""
+    said: list[str] = []
+    reports = list(run(mixed, Evaluation(draws=1, sets="all"), said.append))
+    assert [(report.data_set, report.rows) for report in reports] == [("small", 6), ("large/r", 9)]
+    files = {file.name for file in (mixed / "reports").glob("*.json")}
+    stem = "likelihood-validation-step-00000007-seed-0-set"
+    assert files == {f"{stem}-small.json", f"{stem}-large%2Fr.json"}
+    assert "(large/r, mask_count, 9 rows" in reports[1].headline()
+    for place, report in zip(Run(mixed).config.data.sets(), reports, strict=True):
+        (alone,) = run(mixed, Evaluation(draws=1, data=str(prepared_path(place[1]))), said.append)
+        assert figures(alone) == figures(report) | {"data_set": None}
+    (named,) = run(mixed, Evaluation(draws=1, sets="large/r"), said.append)
+    (first,) = run(mixed, Evaluation(draws=1), said.append)
+    assert [figures(named), figures(first)] == [figures(reports[1]), figures(reports[0])]
+
+
+def test_a_set_that_the_mixture_does_not_have(mixed, tmp_path):
+    for wanted, expected in (
+        (Evaluation(sets="larg"), "--set larg: the run's sets are called small, large/r; or say all"),
+        (Evaluation(sets="small", data=tmp_path), "leave out --data and --zero-shot"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            list(run(mixed, wanted, print))
+    done = md4("evaluate", str(mixed), "--set", "none", cwd=tmp_path)
+    assert (done.returncode, "the run's sets are called small, large/r" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,10 @@ def test_the_ledger_is_that_of_the_configuration_and_the_data(undisturbed):
     assert checkpoint is not None
     assert checkpoint.manifest["ledger"] == {"step": STEPS, "head": ledgers(run)[-1], "digests": ""}
     rows = prepared_rows(run)
+    read = [row["bytes_read"] for row in run.metrics("train")]
+    assert read == sorted(read)
+    # The full order decodes all rows, once, if this machine does not have them yet.
+    assert 0 <= run.metrics("train")[-1]["reads_per_row"] <= max(1.0, rows / (STEPS * 16))
     assert [row["epochs"] for row in run.metrics("train")] == [step * 16 / rows for step in range(1, STEPS + 1)]
 
 

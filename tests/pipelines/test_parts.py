@@ -5,7 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.parts import assign, cut
+from pipelines.part_shards import assign
+from pipelines.text_part import cut
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=30), max_size=60).map(" ".join), st.integers(1, 50))

@@ -13,7 +13,7 @@ from md4.errors import UserError
 from pipelines import ngrams
 from pipelines.config import DataConfig, prepared_path
 from pipelines.manifest import MANIFEST, Manifest
-from pipelines.parts import assign
+from pipelines.part_shards import assign
 from pipelines.prepare import prepare
 from pipelines.shards import ShardSet, verify
 from pipelines.vocabularies import Characters
@@ -45,8 +45,9 @@ def config(corpus: Path, directory: Path, **changes) -> DataConfig:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Everything below a folder, by path."""
-    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
+    """Everything below a folder, by path, but for the report: it has the time that was taken."""
+    files = {str(file.relative_to(root)): file for file in sorted(root.rglob("*")) if file.is_file()}
+    return {path: file.read_bytes() for path, file in files.items() if not path.startswith("report.")}
 
 
 def test_reading_processes_need_no_torch():
@@ -127,32 +128,40 @@ prepare(DataConfig.model_validate_json(sys.argv[1]))
 
 
 @pytest.mark.ray
-def test_killed_in_the_middle_and_finished_on_other_cpus(ray_cluster, tmp_path):
-    """A run on one CPU is killed after its first part; the run that goes on here, on four, ends with the same bytes."""
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_killed_in_the_middle_and_finished_on_other_cpus(ray_cluster, tmp_path, deduplicate):
+    """A run on one CPU is killed after its first part; the run that goes on here, on four, ends with the same bytes.
+
+    Where documents are compared first, it is killed while it hashes them.
+    """
     corpus = write_corpus(tmp_path / "corpus", files=60, words=700)
-    killed = config(corpus, tmp_path / "killed")
+    if deduplicate:
+        (corpus / "copy.txt").write_bytes((corpus / "007.txt").read_bytes())
+    killed = config(corpus, tmp_path / "killed", deduplicate=deduplicate)
     root = prepared_path(killed)
     process = subprocess.Popen([sys.executable, "-c", PREPARE, killed.model_dump_json()], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not list((root / "parts").glob("*.json")):
+        folder = root / ("duplicates" if deduplicate else "parts")
+        while not list(folder.glob("*.json")):
             assert process.poll() is None, "the preparation ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
         process.kill()
         process.wait()
-    done = {file: file.stat().st_mtime_ns for file in (root / "parts").glob("*.json")}
+    done = {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
     assert not (root / MANIFEST).exists()
     with pytest.raises(UserError, match="is not a prepared set"):
         ShardSet(root)
 
     said: list[str] = []
     assert prepare(killed, said.append) == root
-    assert any(f"{len(done)} of " in line and "ready from before" in line for line in said)
+    ready = "parts were hashed before" if deduplicate else "parts were ready from before"
+    assert any(f"{len(done)} of " in line and ready in line for line in said)
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in done.items())
 
-    fresh = prepare(config(corpus, tmp_path / "fresh"), quietly)
+    fresh = prepare(config(corpus, tmp_path / "fresh", deduplicate=deduplicate), quietly)
     assert {path: data for path, data in contents(root).items() if not path.endswith(".tmp")} == contents(fresh)
     assert len(list((fresh / "parts").iterdir())) > 20
     verify(root)

@@ -10,13 +10,15 @@ import pytest
 from PIL import Image
 
 from md4.errors import UserError
+from pipelines import rejects
 from pipelines.config import DataConfig
 from pipelines.manifest import MANIFEST, Manifest
 from pipelines.order import Order
-from pipelines.parts import assign
+from pipelines.part_shards import assign
 from pipelines.pixels import count_positions, entropies
 from pipelines.prepare import prepare
 from pipelines.shards import ShardSet, verify
+from pipelines.storage import Folder
 from pipelines.stream import batches
 from tests.pipelines.pictures import (
     encoded,
@@ -142,7 +144,11 @@ def test_rejected_and_converted_images_are_counted(ray_cluster, tmp_path):
     assert pixels.converted == {"L to RGB": 1}
     assert [name.split(": ")[1] for name in pixels.rejected_examples] == ["row 3", "row 4", "row 5"]
     assert sum(split.rows for split in Manifest.load(root).splits.values()) == 17
-    assert "data: left out images: 1 damaged, 1 not an image, 1 wrong size; some are named in manifest.json" in said
+    counts = "1 damaged, 1 not an image, 1 wrong size"
+    assert f"data: left out images: {counts}; they are in {root / 'rejects'}" in said
+    left_out = [record for number in range(5) for record in rejects.read(Folder(root), number)]
+    assert [record.name for record in left_out] == [f"{tmp_path / 'a.parquet'}: row {row}" for row in (3, 4, 5)]
+    assert sorted(record.reason for record in left_out) == sorted(pixels.rejected)
 
 
 @pytest.mark.ray
@@ -253,3 +259,29 @@ def test_mnist_and_tiny_imagenet(ray_cluster, tmp_path):
     assert manifest.pixels is not None
     assert manifest.pixels.classes == 200
     assert manifest.pixels.converted["L to RGB"] > 0
+
+
+@pytest.mark.ray
+def test_foreign_shards(ray_cluster, tmp_path):
+    """A tgz of PNGs and tars of JPEGs, greyscale among them, that other software wrote."""
+    grey = config("webdataset", shared("data", "webdataset", "sample.tgz"), tmp_path, shape=(28, 28, 1))
+    manifest = verify(prepare(grey, quietly))
+    assert sum(split.rows for split in manifest.splits.values()) == 90
+    file = shared("data", "tiny-imagenet-wds", "tiny-imagenet-train-000001.tar")
+    tars = config("webdataset", file, tmp_path, shape=(64, 64, 3))
+    manifest = verify(prepare(tars, quietly))
+    assert sum(split.rows for split in manifest.splits.values()) == 1000
+    assert manifest.pixels is not None
+    assert manifest.pixels.converted["L to RGB"] > 0
+
+
+@pytest.mark.ray
+def test_a_named_set_from_s3_to_s3(ray_cluster, s3, tmp_path):
+    """Ray's processes read the source, and write the set, without a file on this machine."""
+    write_mnist(tmp_path / "mnist", train=100, test=20)
+    for file in (tmp_path / "mnist").iterdir():
+        Folder("s3://bucket/mnist").write(file.name, file.read_bytes())
+    small = {"rows_per_group": 8, "rows_per_shard": 32, "part_bytes": 784 * 60}
+    here = DataConfig(source="mnist", path=str(tmp_path / "mnist"), directory=str(tmp_path), **small)  # type: ignore[arg-type]
+    there = DataConfig(source="mnist", path="s3://bucket/mnist", directory="s3://bucket/data", **small)  # type: ignore[arg-type]
+    assert verify(prepare(there, quietly)).fingerprint == verify(prepare(here, quietly)).fingerprint

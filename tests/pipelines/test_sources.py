@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from md4.errors import UserError
-from pipelines import sources
-from pipelines.sources import clean_markup, open_source, read, read_piece
+from pipelines.sources import open_source, read, read_piece
+from pipelines.text.pydocs import clean_markup
+from pipelines.units import Unit
 from pipelines.vocabularies import Characters
 
 PIECE = 2**22
@@ -82,7 +83,7 @@ def test_wrong_sources(kind, path, message):
 
 def test_a_folder_without_text(tmp_path):
     (tmp_path / "image.png").write_bytes(b"no text")
-    with pytest.raises(UserError, match=r"no text in .*\.txt or \.md"):
+    with pytest.raises(UserError, match=r"no text in .*ending in \.txt, \.md, or these with \.gz or \.zst"):
         documents(tmp_path)
 
 
@@ -181,6 +182,6 @@ def test_markup_is_taken_out(text, expected):
 def test_sources_that_do_not_parse_have_no_documents(tmp_path):
     file = tmp_path / "template.py"
     file.write_text("class {{ name }}:\n")
-    unit = sources.Unit("pydocs", str(file), "template.py", 0, os.path.getsize(file), 0)
+    unit = Unit("pydocs", str(file), "template.py", 0, os.path.getsize(file), 0)
     assert read(unit).documents == []
     assert read_piece(unit) == file.read_bytes()

@@ -17,6 +17,7 @@ from pipelines.row_cache import open_rows, private_folder
 from pipelines.shards import ShardSet
 from pipelines.stream import Batch, batches
 from tests.pipelines.small import some_rows, write_set
+from tests.pipelines.test_row_cache import flip
 
 pytestmark = pytest.mark.ray
 
@@ -110,7 +111,10 @@ def test_the_full_order_reads_from_decoded_rows(ray_cluster, prepared):
     order = FullOrder(shards.rows, 32, 8, 5, shards.fingerprint)
     got = list(batches(prepared, "train", order, 3, 40, 1, 3))
     assert_right(got, prepared, order, 3, 40, 1, 3)
-    folder = private_folder() / f"{shards.fingerprint}-train"
+    again = batches(prepared, "train", order, 0, 15, 0, 1)
+    assert len(list(again)) == 15
+    assert (again.reads.rows_read, again.damages) == (0, [])  # decoded before
+    folder = private_folder() / f"{shards.fingerprint}-train-2"
     assert np.array_equal(np.load(folder / "tokens.npy"), shards.read(np.arange(shards.rows)))
     shutil.rmtree(folder)
 
@@ -140,6 +144,35 @@ def test_decoded_rows_keep_labels_and_a_damaged_shard_is_named(tmp_path, monkeyp
     private_folder().chmod(0o755)
     with pytest.raises(UserError, match="its owner alone"):
         private_folder()
+
+
+def test_reads_of_the_reading_processes_come_with_the_blocks(ray_cluster, prepared):
+    """All bytes of the row groups once an epoch: what a reader in this process reads for the same rows."""
+    order = order_of(prepared)
+    steps = order.rows * 2 // order.batch_size
+    stream = batches(prepared, "train", order, 0, steps, 0, 1, ahead_bytes=20 * 32 * LENGTH)  # else one unit is all
+    delivered = sum(len(batch.rows) for batch in stream)
+    once = ShardSet(prepared)
+    once.read(np.arange(once.rows))
+    assert stream.reads.rows_given == delivered
+    assert delivered <= stream.reads.rows_read <= 2 * delivered
+    assert 1.9 * once.reads.bytes <= stream.reads.bytes <= 4 * once.reads.bytes
+
+
+def test_decoded_rows_that_rot_are_made_anew(ray_cluster, tmp_path):
+    """In Ray's reading processes, in the midst of a run: the batches are right, and the stream says what happened."""
+    write_set(tmp_path, [some_rows(300, LENGTH, seed=11)], GROUP)
+    shards = ShardSet(tmp_path)
+    order = FullOrder(shards.rows, 32, 8, 5, shards.fingerprint)
+    assert_right(list(batches(tmp_path, "train", order, 0, 5, 0, 1)), tmp_path, order, 0, 5, 0, 1)
+    folder = private_folder() / f"{shards.fingerprint}-train-2"
+    flip(folder / "tokens.npy", -1000)
+    stream = batches(tmp_path, "train", order, 0, 20, 0, 1)
+    assert_right(list(stream), tmp_path, order, 0, 20, 0, 1)
+    (damage,) = stream.damages
+    assert f"the decoded rows in {folder} were damaged (" in damage
+    assert stream.reads.rows_read == 300
+    shutil.rmtree(folder)
 
 
 @ray.remote

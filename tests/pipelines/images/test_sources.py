@@ -7,13 +7,13 @@ from pipelines.images import digest, open_source
 from tests.pipelines.pictures import write_mnist
 
 
-@pytest.mark.parametrize("kind", ["idx", "cifar", "images", "webdataset", "image-parquet"])
+@pytest.mark.parametrize("kind", ["idx", "cifar", "npz", "images", "webdataset", "image-parquet"])
 def test_wrong_paths(tmp_path, kind):
     with pytest.raises(UserError, match=f"the source '{kind}' needs the path"):
         open_source(kind, None)
     with pytest.raises(UserError, match="does not exist"):
         open_source(kind, str(tmp_path / "nowhere")).list_units(1)
-    with pytest.raises(UserError, match=r"no (idx images|CIFAR|images|tar|parquet files) in"):
+    with pytest.raises(UserError, match=r"no (idx images|CIFAR|\.npz files|images|tars|parquet files) in"):
         open_source(kind, str(tmp_path)).list_units(1)
 
 
