@@ -138,5 +138,5 @@ def opened(place: str) -> Iterator[BinaryIO]:
 
 
 def _folder(place: str) -> tuple[Folder, str]:
-    parent, _, name = place.rpartition("/")
-    return Folder(parent or "/"), name
+    parent, slash, name = place.rpartition("/")
+    return Folder(parent or slash or "."), name
