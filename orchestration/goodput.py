@@ -71,8 +71,12 @@ def handover(
     if before is None:
         began = events[0]["time"] if events else now
         return {"lost": 0, "lost_seconds": 0.0, "start_seconds": now - began, "away_seconds": 0.0}
-    drivers = [event["time"] for event in events if event["kind"] == "driver" and event.get("did") == "began"]
-    away = max(0.0, drivers[-1] - before["time"]) if drivers else 0.0
+    away = 0.0
+    last = before["time"]  # sign of life before the newest `md4 train`
+    for event in events:
+        if event["kind"] == "driver" and event["did"] == "began" and event["time"] > last:
+            away = event["time"] - last
+        last = max(last, event["time"])
     return {
         "lost": max(0, before["step"] - step),
         "lost_seconds": max(0.0, sum(before["spent"].values()) - sum(spent.values())),
