@@ -36,12 +36,13 @@ class Terms(NamedTuple):
     diffusion: Tensor  # [B, 2], l of each masked copy
     score: Tensor  # [B], what carries the score-function gradient; its value means nothing
     reconstruction: Tensor  # [B], R
+    hidden: Tensor  # [B], hidden tokens of a copy, on average
 
     @property
     def loss(self) -> Loss:
         """The parts put together."""
         bound = self.diffusion.mean(1) + self.reconstruction
-        return Loss(optimised=bound + self.score, bound=bound.detach())
+        return Loss(optimised=bound + self.score, bound=bound.detach(), hidden=self.hidden)
 
 
 class GenMD4(MaskedDiffusion):
@@ -116,7 +117,8 @@ class GenMD4(MaskedDiffusion):
         weight = (diffusion[:, 0] - diffusion[:, 1]).detach() / 2
         score = weight * (log_q[:, 0] - log_q[:, 1])
         reconstruction = self.reconstruction_nats(tokens, powers, real)
-        return Terms(diffusion, score.to(diffusion.dtype), reconstruction.to(diffusion.dtype))
+        hidden = (z == self.mask_id).sum(2).float().mean(1)
+        return Terms(diffusion, score.to(diffusion.dtype), reconstruction.to(diffusion.dtype), hidden)
 
     def _diffusion_nats(self, tokens: Tensor, z: Tensor, t: Tensor, powers: Tensor, labels: Tensor | None) -> Tensor:
         """l `[B]` for tokens [B, L] hidden as z [B, L] at used times t [B]; its gradient stops at the choice of z."""

@@ -85,6 +85,7 @@ class Loss(NamedTuple):
 
     optimised: Tensor  # [B], whose gradient trains the model; its value need not mean anything
     bound: Tensor  # [B], an unbiased estimate of the negative ELBO, without gradient: the figure to report
+    hidden: Tensor  # [B], how many tokens were hidden; of examples that are hidden twice, the mean
 
 
 class MaskedDiffusion(nn.Module, ABC):
@@ -209,7 +210,7 @@ class MD4(MaskedDiffusion):
         nats = self.diffusion_nats(tokens, z, t, labels)
         count = tokens.shape[1] if real is None else real.sum(1).to(nats.dtype)
         nats = nats + self.reconstruction(count) + self.prior(count)
-        return Loss(optimised=nats, bound=nats.detach())
+        return Loss(optimised=nats, bound=nats.detach(), hidden=(z == self.mask_id).sum(1).float())
 
     def used_times(self, t: Tensor) -> Tensor:
         """The times that masking, network and weight see, `[B]`: `t`, or its step's end (floor(t T) + 1) / T."""

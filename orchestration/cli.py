@@ -86,6 +86,30 @@ def train(
 
 
 @app.command()
+def status(
+    run: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """How a run is doing: step, loss, speed, goodput, restarts, the last checkpoint, the last events."""
+    from orchestration.status import status as read
+    from orchestration.status import table
+
+    found = read(run)
+    print(found.to_json()) if as_json else _console.print(table(found), soft_wrap=False)
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    every: Annotated[float, typer.Option(min=0.1, help="seconds between two looks")] = 1.0,
+) -> None:
+    """The same, live, with the curve of the loss, until the run is over; it may run anywhere, and be restarted."""
+    from orchestration.watch import watch as show
+
+    show(run, every, _console)
+
+
+@app.command()
 def config(preset: Preset, overrides: Overrides = None, config: File = None) -> None:
     """Print the resolved settings and the size of the network."""
     from md4.model import count_parameters

@@ -52,10 +52,27 @@ class TrainConfig(_Part):
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics")
     max_restarts: int = Field(3, ge=0, description="times a failed worker group is started again from a checkpoint")
-
     patience: float = Field(
         45, ge=0, description="seconds without progress of any worker after which the group is started anew; 0 = never"
     )
+    spike: float = Field(
+        10, ge=0, description="a loss above so many times its running median is a spike; 0 = only what is not finite"
+    )
+    on_spike: Literal["stop", "skip"] = Field(
+        "stop",
+        description="what a step comes to whose loss is a spike, or whose loss or gradient is not finite: stop = the "
+        "run ends before the update, skip = the update is left out; either way reports/batch-STEP.json has the batch",
+    )
+    skips: int = Field(10, ge=1, description="skipped steps in a row after which a run with on_spike=skip stops, too")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="of one worker's device, for MFU, at the precision used; null = by the GPU's name"
+    )
+
+    @model_validator(mode="after")
+    def _spike_is_above_the_median(self) -> "TrainConfig":
+        if 0 < self.spike <= 1:
+            raise ValueError(f"spike={self.spike:g} must be above 1, or 0 for none")
+        return self
 
     @model_validator(mode="after")
     def _workers_make_sense(self) -> "TrainConfig":
@@ -102,6 +119,12 @@ class TrackingConfig(_Part):
     tensorboard: bool = True
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     project: str = Field("md4", description="W&B project")
+    prometheus_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="HTTP port of the first worker's machine with the figures for Prometheus; 0 = none",
+    )
 
 
 class Config(_Part):

@@ -3,11 +3,14 @@
 Metrics are cut back when a run goes back to a checkpoint; events are not. Each is a line of JSON with `kind`, `time` (s
 since 1970) and what belongs to the kind:
 
-    driver    began, ended          md4 train, with its process and the cluster's nodes
+    driver    did = began, ended    md4 train, with its process
     state     of Ray Train's controller: SCHEDULING, RUNNING, RESTARTING, RESIZING, PREEMPTING, FINISHED, ERRORED
-    workers   a group of workers is about to make its first step: how many, from which step, how many were lost
+    workers   a group of workers is about to make its first step: how many, from which step, and what was lost with
+              the group before it (`orchestration.goodput`)
     hang      the group stood still: for how long, where, and which workers did not come
     preempted, resize   why the workers left their work, after a checkpoint
+    spike     a step was skipped, or the run stopped at it, and why
+    stopped   the run ended itself, since going on made no sense, and why
 """
 
 import json

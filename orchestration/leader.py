@@ -50,11 +50,15 @@ class Leader:
         # Decisions travel on the host: on a GPU they would wait for all that is queued there.
         self._group: Any = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
 
-    def orders(self, step: int) -> Orders:
-        """The orders for the end of `step`. *Collective.*"""
-        word = torch.tensor(int(self._decide(step)) if self._leads else 0)
-        dist.broadcast(word, src=0, group=self._group)
-        return Orders(int(word))
+    def orders(self, step: int, figures: torch.Tensor) -> tuple[Orders, torch.Tensor]:
+        """The orders for the end of `step`, and the `figures` [n] (float64, on the CPU) of every worker: float64
+        `[workers, n]`, the same bits everywhere. *Collective.*"""
+        word = torch.tensor([float(self._decide(step)) if self._leads else 0.0], dtype=torch.float64)
+        own = torch.cat([word, figures])
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, own, group=self._group)
+        table = torch.stack(everyone)
+        return Orders(int(table[0, 0])), table[:, 1:]
 
     def heard(self, news: News) -> None:
         """Take note of what became of a checkpoint."""

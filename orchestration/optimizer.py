@@ -74,6 +74,7 @@ class AdamWithEma(torch.optim.AdamW):
         for group in self.param_groups:
             group.setdefault("ema", ema)
         self.defaults["ema"] = ema
+        self.idle = False  # `step` then changes nothing, whatever gradients there are
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -96,6 +97,8 @@ class AdamWithEma(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):  # type: ignore[override]
+        if self.idle:
+            return None
         for group in self.param_groups:
             self.materialize(group, group["params"])
         loss = super().step(closure)

@@ -24,10 +24,19 @@ from orchestration.config import Config, read_yaml, validate
 from pipelines.storage import Folder
 from pipelines.vocabularies import TOKENIZER, Trained, Vocabulary, keep
 
-# What may differ between a run and its continuation: it changes neither the data, the model nor the updates.
+# What may differ between a run and its continuation: it changes neither the data, the model nor the updates. (The rule
+# for spikes does, but a run that it has stopped could not be continued if the rule had to stay.)
 _FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
 _FREE += ("train.log_every", "train.max_restarts", "evaluation.", "checkpoint.", "tracking.", "sampling.", "serving.")
-_FREE += ("runs", "data.directory")
+_FREE += (
+    "runs",
+    "data.directory",
+    "train.patience",
+    "train.peak_tflops",
+    "train.spike",
+    "train.on_spike",
+    "train.skips",
+)
 _FREE_IN_MIXTURE = re.compile(r"data\.mixture\.\d+\.(directory|name)")
 
 

@@ -1,16 +1,18 @@
 """Where metrics go: one protocol, one small class for each backend.
 
 `metrics.jsonl` in the run's folder is always written and is what everything else reads; TensorBoard and W&B are
-copies for people who like them.
+copies for people who like them, Prometheus comes and asks.
 """
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
 from md4.errors import UserError
 from orchestration.config import Config
+from orchestration.prometheus import Prometheus
 from orchestration.runs import Run
 
 Row = dict[str, Any]
@@ -26,11 +28,15 @@ class Tracker(Protocol):
 
 def _figures(row: Row) -> dict[str, float]:
     """The numbers of a row, named `kind/figure`."""
-    return {
-        f"{row['kind']}/{name}": value
-        for name, value in row.items()
-        if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    figures = {}
+    for name, value in row.items():
+        parts = {f"{name}/{i}": part for i, part in enumerate(value)} if isinstance(value, list) else {name: value}
+        figures |= {
+            f"{row['kind']}/{key}": number
+            for key, number in parts.items()
+            if key != "step" and isinstance(number, int | float) and not isinstance(number, bool)
+        }
+    return figures
 
 
 class JsonLines:
@@ -65,16 +71,26 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run for the whole life of our run, in mode "offline" (no account, no network) or "online"."""
+    """One W&B run for the whole life of our run, in mode "offline" (no account, no network) or "online".
+
+    Its id is drawn once and kept in the run's folder: whoever goes on with the run goes on with it there. (A name alone
+    would mix a run with another one of that name, of last week or of a colleague.) Offline every start of workers has a
+    folder of its own, as W&B wants it; they have one id, and `wandb sync` of all of them, in their order, makes one
+    run. Steps that were lost and made again are in it twice: figures are drawn over `step`, not over W&B's own count.
+    """
 
     def __init__(self, config: Config, path: Path):
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")
+        file = path / "wandb" / "run-id"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(f"{config.name}-{uuid.uuid4().hex[:8]}\n", encoding="utf-8")
         try:
             self._run = wandb.init(
                 project=config.tracking.project,
-                id=config.name,
+                id=file.read_text("utf-8").strip(),
                 name=config.name,
                 resume="allow" if config.tracking.wandb == "online" else None,
                 mode=config.tracking.wandb,
@@ -83,6 +99,8 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(f"tracking.wandb={config.tracking.wandb!r}: {error}") from None
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, row: Row) -> None:
         self._run.log({"step": row["step"], **_figures(row)})
@@ -100,6 +118,8 @@ class Trackers:
             self._all.append(TensorBoard(run.path / "tensorboard", first_step))
         if config.tracking.wandb != "disabled":
             self._all.append(WeightsAndBiases(config, run.path))
+        if config.tracking.prometheus_port:
+            self._all.append(Prometheus(config, config.tracking.prometheus_port))
 
     def log(self, row: Row) -> None:
         for tracker in self._all:

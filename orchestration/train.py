@@ -17,6 +17,7 @@ from orchestration import checkpoints
 from orchestration.cluster import cluster
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
+from orchestration.events import Events
 from orchestration.passes import Passes
 from orchestration.runs import Run
 from pipelines.config import check as check_corpus
@@ -76,8 +77,13 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
             _check_data(config, data, resume, report)
         run = Run(config.directory) if resume else Run.create(config)
         began = time.perf_counter()
-        with _Follower(run, config, report):
-            result = _fit(config, run, data)
+        events = Events(run.path)
+        events.add("driver", did="began", pid=os.getpid())
+        try:
+            with _Follower(run, config, report):
+                result = _fit(config, run, data)
+        finally:
+            events.add("driver", did="ended", pid=os.getpid())
         return Outcome(run, result["step"], time.perf_counter() - began)
 
 
@@ -224,9 +230,10 @@ def describe(row: dict[str, Any], config: Config) -> str:
     unit = "bits/dim" if config.data.has_images else "bits/token"
     if row["kind"] == "train":
         left = (steps - step) * row["seconds_per_step"]
+        loss = "-" if row["bits_per_token"] is None else f"{row['bits_per_token']:.4f}"
         norm = "-" if row["gradient_norm"] is None else f"{row['gradient_norm']:.3f}"
         return (
-            f"{head}  {row['bits_per_token']:.4f} {unit}  grad {norm}  lr {row['learning_rate']:.2e}  "
+            f"{head}  {loss} {unit}  grad {norm}  lr {row['learning_rate']:.2e}  "
             f"{row['tokens_per_second']:,.0f} tokens/s  {_clock(left)} left"
         )
     if row["kind"] == "evaluation":
@@ -235,6 +242,8 @@ def describe(row: dict[str, Any], config: Config) -> str:
         return f"{head}  checkpoint {row['path']} ({row['seconds']:.1f} s, {row['blocked']:.2f} s of them in the way)"
     if row["kind"] == "checkpoint failed":
         return f"{head}  no checkpoint: {row['error']}"
+    if row["kind"] == "spike":
+        return f"{head}  {row['action']}: {row['reason']}; the batch is in {row['batch']}"
     return f"{head}  {row['workers']} worker(s), {row['compute']} products"
 
 

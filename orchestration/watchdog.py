@@ -66,6 +66,11 @@ class Watchdog:
         self._place = f"{place} of step {step}"
         self._count += 1
 
+    @property
+    def place(self) -> str:
+        """Where the worker is in its loop."""
+        return self._place
+
     def stepped(self) -> None:
         """A step was made: from now on standing still is not a slow start."""
         self._stepped = True

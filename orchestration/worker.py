@@ -5,11 +5,11 @@ All workers run this function in step. What each computes follows from (configur
 it is seeded by (seed, step, rank), so a resumed run repeats it exactly at the same number of workers.
 """
 
+import json
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, cast
 
@@ -20,18 +20,24 @@ import torch.distributed as dist
 from ray.train.torch import get_device
 
 from md4 import documents, noise
+from md4.flops import PassFlops
 from md4.genmd4 import GenMD4
 from md4.likelihood import mean_and_error, nelbo, ratio_and_error
 from md4.model import build, drop_labels
 from md4.objectives import MaskedDiffusion, bits_per_token
-from orchestration import checkpoints, powers
+from orchestration import checkpoints, powers, progress
 from orchestration.checkpoint_writer import Retention, Writer
+from orchestration.clock import Clock
 from orchestration.config import Config, validate
+from orchestration.devices import peak_flops
 from orchestration.events import Events
+from orchestration.goodput import Goodput, handover
 from orchestration.leader import Leader, Orders
+from orchestration.meter import Meter, Step
 from orchestration.optimizer import AdamWithEma, learning_rate, parameter_groups
 from orchestration.passes import Passes
 from orchestration.runs import Run, rewind
+from orchestration.spikes import Spikes
 from orchestration.tracking import Trackers
 from orchestration.watchdog import Watchdog
 from orchestration.zero import EngineState, initialize
@@ -40,7 +46,7 @@ from pipelines.manifest import Manifest
 from pipelines.plan import plan
 from pipelines.shards import ShardSet
 from pipelines.storage import Folder
-from pipelines.stream import batches
+from pipelines.stream import Batch, batches
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -124,7 +130,7 @@ class _Training:
         self.model = cast(MaskedDiffusion, self.engine.module)
         self.state = EngineState(self.engine, self.optimizer)
         self.run = Run(config.directory)
-        self.meter = _Meter()
+        self.meter, self.spikes, self.clock = Meter(), Spikes(train.spike), Clock()
         self.ledger = Ledger(self.order)
         kept = config.checkpoint
         self.writer = Writer(config.checkpoints, Retention(kept.keep, kept.keep_every, kept.keep_best))
@@ -133,11 +139,18 @@ class _Training:
         self.leader = Leader(config)
         self.events = Events(self.run.path)
         self.watchdog = Watchdog(config.train.patience, self._tell_hang)
+        self.peak = train.peak_tflops * 1e12 if train.peak_tflops else peak_flops(self.device, dtype)
+        self.flops: PassFlops | None = None  # of one pass, once there was one
+        self.stopped: str | None = None  # why the run ends with this step, whose update was not made
         if self.rank == 0:
+            events, before = self.events.read(), progress.read(self.run.path)
+            lost = handover(events, before, self.step, self.clock.spent(), time.time())
+            self.events.add("workers", workers=self.world, step=self.step, **lost)
+            self.goodput = cast(Goodput, Goodput.of(self.events.read(), None))
+            self.progress = progress.Progress(self.run.path, self.step, self._tell_progress)
             rewind(self.run.metrics_file, self.step)
             self.trackers = Trackers(config, self.run, self.step)
-            self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid())
-            self.events.add("workers", workers=self.world, step=self.step)
+            self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid(), **lost)
 
     def _restore(self) -> int:
         """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
@@ -145,34 +158,74 @@ class _Training:
         if checkpoint is None:
             return 0
         checkpoints.restore(checkpoint, self.state)
-        self.meter.load(checkpoint.manifest["meter"], self.rank)
+        self.meter = Meter(checkpoint.manifest["meter"])
+        self.spikes = Spikes(self.config.train.spike, checkpoint.manifest["spikes"])
+        self.clock = Clock(checkpoint.manifest["spent"])
         self.ledger = Ledger(self.order, checkpoint.manifest["ledger"])
         return checkpoint.step
 
     def fit(self) -> int:
         """Train to the last step; returns it."""
+        try:
+            return self._fit()
+        except Hopeless as error:
+            if self.rank == 0:
+                self.events.add("stopped", step=self.step, reason=str(error))
+                self.progress.close()
+            raise
+
+    def _fit(self) -> int:
         train = self.config.train
         # Reading starts here and goes on beside the first evaluation.
         self.stream = stream = batches(self.data, "train", self.order, self.step, train.steps, self.rank, self.world)
         if self.step == 0 and self.config.evaluation.every:
             self._evaluate()
-        self.meter.restart()
-        for batch in stream:
-            self._update(batch)
+        self._start_timing()
+        for batch, waited in self._timed(stream):
+            orders = self._update(batch, waited)
             self.watchdog.stepped()
+            if self.stopped is not None:
+                self._finish_writing()
+                raise Hopeless(self.stopped)
+            if self.rank == 0:
+                self.progress.finished(self.step)
             if self.step % train.log_every == 0 or self.step == train.steps:
                 self._report()
             if self._due(self.config.evaluation.every):
                 self._evaluate()
             self.watchdog.at("the end", self.step)
-            self._follow(self.leader.orders(self.step))
-            self.watchdog.at("waiting for data", self.step + 1)
+            self._follow(orders)
         stream.close()
         self._finish_writing()
         self.watchdog.close()
         if self.rank == 0:
+            self.progress.close()
             self.trackers.close()
         return self.step
+
+    def _timed(self, stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+        """Batches, each with the seconds that this worker waited for it."""
+        while True:
+            self.watchdog.at("waiting for data", self.step + 1)
+            began = time.perf_counter()
+            with self.clock.spending("data"):
+                batch = next(stream, None)
+            if batch is None:
+                return
+            yield batch, time.perf_counter() - began
+
+    def _start_timing(self) -> None:
+        """The next line of metrics tells of time from now on."""
+        self.meter.clear_timing()
+        self.spent_before = self.clock.spent()
+
+    def _tell_progress(self) -> dict[str, Any]:
+        return {
+            "phase": self.watchdog.place,
+            "workers": self.world,
+            "spent": self.clock.spent(),
+            "skipped": self.spikes.skipped,
+        }
 
     def _tell_hang(self, reason: str) -> None:
         self.events.add("hang", worker=self.rank, reason=reason)
@@ -198,7 +251,7 @@ class _Training:
 
     def _finish_writing(self) -> None:
         """Wait for the checkpoint that is being written. *Collective.*"""
-        with self.meter.paused():
+        with self.clock.spending("checkpoint"):
             self.writer.finish()
         self._tell_news()
         trouble = [self.leader.trouble]
@@ -219,8 +272,12 @@ class _Training:
     def _due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.config.train.steps)
 
-    def _update(self, batch: Any) -> None:
-        """One optimizer update on this worker's slots of the global batch."""
+    def _update(self, batch: Batch, waited: float) -> Orders:
+        """One optimizer update on this worker's slots of the global batch; returns the orders for the end of the step.
+
+        All workers know the loss of the whole batch before any of them changes a weight. (DeepSpeed waits for the
+        gradient's norm at that place, so it costs no device its time, except in stage 0.)
+        """
         options, step = self.config.optimizer, self.step
         rate = learning_rate(step, options.learning_rate, options.warmup, self.config.train.steps, options.schedule)
         for group in self.optimizer.param_groups:
@@ -238,21 +295,98 @@ class _Training:
             drawn["real"] = documents.no_padding(tokens, self.end_of_rows)
             length = self._tokens_of_a_row(drawn["real"])
         self.engine.train()
+        self.meter.begin(waited, self.device)
+        bounds, orders = [], Orders.NOTHING
         for number, (part, real) in enumerate(self.passes.parts(len(slots)), start=1):
             self.watchdog.at(f"pass {number}", step + 1)
             mine = part.to(self.device)
-            loss = self.engine(tokens[mine], **{name: values[mine] for name, values in drawn.items()})
+            loss = self._forward(tokens[mine], {name: values[mine] for name, values in drawn.items()})
             self.engine.backward(self.passes.loss(bits_per_token(loss.optimised, length), real))
-            self.meter.add(bits_per_token(loss.bound, length)[:real], 1 if self.end_of_rows is None else length)
-            if number == self.passes.count and (step + 1) % train.log_every == 0:
-                self.meter.gradient_norm = self._gradient_norm_before_step()
+            bounds.append(bits_per_token(loss.bound, length)[:real])
+            weight = 1 if self.end_of_rows is None else length
+            self.meter.add(bounds[-1], loss.hidden[:real], drawn["t"][mine][:real], weight, length)
             self.watchdog.at(f"the update after pass {number}", step + 1)
-            self.engine.step()
+            if number == self.passes.count:
+                orders = self._finish_update(batch, drawn["t"], torch.cat(bounds))
+            else:
+                self.engine.step()
         self.ledger.add(batch.step, batch.slots, batch.sets, batch.rows)
-        self.meter.steps += 1
-        self.meter.tokens = self.meter.tokens + length * train.batch_size
         self.step += 1
         self.evaluated = None
+        return orders
+
+    def _forward(self, tokens: torch.Tensor, drawn: dict[str, torch.Tensor]) -> Any:
+        """The loss of one pass; of the first one the operations are counted."""
+        if self.flops is not None:
+            return self.engine(tokens, **drawn)
+        with PassFlops(self.model.network) as flops:
+            loss = self.engine(tokens, **drawn)
+        self.flops = flops
+        return loss
+
+    def _finish_update(self, batch: Batch, times: torch.Tensor, bounds: torch.Tensor) -> Orders:
+        """Apply the gradient, unless the step is a spike. The same on all workers. *Collective.*"""
+        orders, everyone = self.leader.orders(self.step + 1, self.meter.own())
+        total, waited = self.meter.together(everyone)
+        self.clock.shift(waited - float(everyone[self.rank, 0]), "train", "data")
+        reason = self.spikes.of_loss(total.loss)
+        norm = self._gradient_norm_before_step()
+        if norm is not None and not math.isfinite(norm):
+            reason = reason or f"the norm of the gradient is {norm}"
+        self.optimizer.idle = reason is not None
+        self.engine.step()
+        self.optimizer.idle = False
+        if norm is None:
+            known = self.engine.get_global_grad_norm()
+            norm = None if known is None else float(known)
+        if reason is None and not self.engine.was_step_applied():  # DeepSpeed leaves such a step out by itself
+            reason = "the norm of the gradient is not finite"
+        self.meter.gradient_norm = norm if norm is not None and math.isfinite(norm) else None
+        flops = self._flops(total)
+        if reason is None:
+            self.spikes.made(total.loss)
+            self.meter.take(total, waited, flops)
+        else:
+            self.state.count_update()
+            self.spikes.skip()
+            self.meter.skip(total, waited, flops)
+            self._tell_spike(batch, times, bounds, total.loss, reason)
+        return orders
+
+    def _flops(self, total: Step) -> float:
+        """Operations of one step of all workers."""
+        assert self.flops is not None
+        return self.flops.of_training(self.passes.size, total.rows, total.hidden * self.model.masks_per_example)
+
+    def _tell_spike(self, batch: Batch, times: torch.Tensor, bounds: torch.Tensor, loss: float, reason: str) -> None:
+        """Write down the whole global batch of a step that was left out, and end the run if the rule says so.
+        *Collective.*"""
+        step, rule = self.step + 1, self.config.train
+        stop = rule.on_spike == "stop" or self.spikes.in_a_row >= rule.skips
+        mine = [
+            {"slot": int(slot), "set": int(which), "row": int(row), "t": t, "bits_per_token": finite(bits)}
+            for slot, which, row, t, bits in zip(
+                batch.slots, batch.sets, batch.rows, times.tolist(), bounds.tolist(), strict=True
+            )
+        ]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, mine)
+        file = self.run.reports / f"batch-{step}.json"
+        if stop:
+            saved = "the last checkpoint is untouched"
+            way = "go on without such steps with train.on_spike=skip, or try a lower optimizer.learning_rate"
+            if rule.on_spike == "skip":
+                way = f"{self.spikes.in_a_row} steps in a row were skipped (train.skips={rule.skips})"
+            self.stopped = f"{reason} at step {step} (global batch {step - 1}, rows in {file}); {saved}; {way}"
+        if self.rank == 0:
+            facts = {"action": "stopped" if stop else "skipped", "reason": reason, "loss": finite(loss)}
+            facts |= {"gradient_norm": self.meter.gradient_norm, "median": self.spikes.usual}
+            rows = sorted((row for part in everyone for row in part), key=lambda row: row["slot"])
+            known = {"step": step, "global_batch": step - 1, **facts, "sets": self.config.data.names(), "rows": rows}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            self.trackers.log({"kind": "spike", "step": step, "time": time.time(), **facts, "batch": str(file)})
+            self.events.add("spike", step=step, **facts)
 
     def _tokens_of_a_row(self, real: torch.Tensor) -> torch.Tensor:
         """How many tokens a row of the global batch has on average, padding aside: float64 `[]`. Collective.
@@ -271,35 +405,23 @@ class _Training:
         return torch.as_tensor(labels, dtype=torch.int64, device=self.device)
 
     def _gradient_norm_before_step(self) -> float | None:
-        """Norm of the accumulated gradient where DeepSpeed itself computes none (stage 0)."""
+        """Norm of the accumulated gradient in stage 0, where DeepSpeed computes none and applies whatever it is."""
         if self.config.train.zero_stage:
             return None
         return float(torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None))
 
     def _report(self) -> None:
-        """One line of metrics: the mean bound since the last one, over all workers, and a learned schedule's powers."""
-        norm = self.meter.gradient_norm
-        if norm is None:
-            known = self.engine.get_global_grad_norm()
-            norm = None if known is None else float(known)
-        seconds = self.meter.seconds()
-        bits, learned = self.meter.mean(self.device), self._powers()
+        """One line of metrics: what was measured since the last one, over all workers, and a learned schedule."""
+        learned = self._powers()
         self.ledger.settle(self._summed)
         reads = self._reads()
-        if not math.isfinite(bits):
-            raise Hopeless(
-                f"the loss is {bits} at step {self.step}; the last checkpoint is untouched. "
-                f"Try a lower optimizer.learning_rate (now {self.config.optimizer.learning_rate:g}) "
-                "or optimizer.clip_norm=1"
-            )
         if self.rank == 0:
             self._log(
                 "train",
-                bits_per_token=bits,
-                gradient_norm=norm,
+                **self.meter.figures(),
+                gradient_norm=self.meter.gradient_norm,
                 learning_rate=self.optimizer.param_groups[0]["lr"],
-                seconds_per_step=seconds,
-                tokens_per_second=float(self.meter.tokens) / self.meter.steps / seconds,
+                **self._speed(),
                 **self._epochs(),
                 **reads,
                 **({} if learned is None else _range_of(learned)),
@@ -308,6 +430,28 @@ class _Training:
             )
         self.ledger.take_digests()
         self.meter.clear()
+        self._start_timing()
+
+    def _speed(self) -> dict[str, Any]:
+        """Where the time since the last line of metrics went, and since the beginning of the run."""
+        meter, spent = self.meter, self.clock.spent()
+        seconds = {cause: spent[cause] - before for cause, before in self.spent_before.items()}
+        training = seconds["train"] + seconds["data"]
+        flops = meter.flops / training
+        account = self.goodput.at(time.time(), spent)
+        return {
+            "seconds_per_step": training / max(1, meter.timed_steps),
+            "tokens_per_second": meter.timed_tokens / training,
+            "tflops": flops / 1e12,
+            "mfu": None if self.peak is None else flops / (self.peak * self.world),
+            "data_wait": meter.waited / training,
+            "checkpoint_seconds": seconds["checkpoint"],
+            "evaluation_seconds": seconds["evaluation"],
+            "goodput": account["goodput"],
+            "restarts": account["restarts"],
+            "lost_steps": account["lost_steps"],
+            "skipped_steps": self.spikes.skipped,
+        }
 
     def _summed(self, sums: torch.Tensor) -> torch.Tensor:
         """Over all workers; int64, which wraps. Collective."""
@@ -342,7 +486,7 @@ class _Training:
     def _evaluate(self) -> None:
         """Negative ELBO of some validation rows under the averaged weights, dealt out over the workers."""
         options = self.config.evaluation
-        with self.meter.paused():
+        with self.clock.spending("evaluation"):
             rows = min(options.rows, self.validation.rows)
             # Every worker makes the same number of passes (ZeRO-3 gathers weights in each): short shares are filled
             # up with rows that are not counted.
@@ -389,7 +533,7 @@ class _Training:
             )
 
     def _save(self) -> None:
-        with self.meter.paused():
+        with self.clock.spending("checkpoint"):
             self.ledger.settle(self._summed)
             facts = {
                 "run": self.config.name,
@@ -399,6 +543,8 @@ class _Training:
                 "evaluation": self.evaluated,
                 "config": self.config.model_dump(mode="json"),
                 "meter": self.meter.dump(),
+                "spikes": self.spikes.dump(),
+                "spent": self.clock.spent(),
             }
             self.watchdog.at("saving", self.step)
             self.writer.save(self.state, self.step, facts)
@@ -421,65 +567,14 @@ class _Training:
         self.trackers.log({"kind": kind, "step": self.step, "time": time.time(), **figures})
 
 
+def finite(value: float) -> float | None:
+    """The value; None for what JSON has no number for."""
+    return value if math.isfinite(value) else None
+
+
 def _range_of(learned: torch.Tensor) -> dict[str, float]:
     return {
         "power_min": learned.min().item(),
         "power_mean": learned.mean().item(),
         "power_max": learned.max().item(),
     }
-
-
-class _Meter:
-    """Sums the loss between two lines of metrics, and the time spent in training steps alone."""
-
-    def __init__(self) -> None:
-        self.gradient_norm: float | None = None
-        self.clear()
-
-    def clear(self) -> None:
-        self._bits: torch.Tensor | float = 0.0
-        self._weight: torch.Tensor | float = 0
-        self.steps = 0
-        self.tokens: torch.Tensor | float = 0  # of all workers' steps, padding aside
-        self.gradient_norm = None
-        self.restart()
-
-    def restart(self) -> None:
-        """Time begins here, without the pauses so far."""
-        self._began, self._idle = time.perf_counter(), 0.0
-
-    def add(self, bits: torch.Tensor, weight: torch.Tensor | int) -> None:
-        """Per-example bits `[n]`, each of that weight; summed in float64, on their device, without waiting for it."""
-        self._bits = self._bits + bits.double().sum() * weight
-        self._weight = self._weight + len(bits) * weight
-
-    def seconds(self) -> float:
-        """Per step, pauses left out."""
-        return (time.perf_counter() - self._began - self._idle) / max(1, self.steps)
-
-    def mean(self, device: torch.device) -> float:
-        """Mean over all workers. Collective."""
-        total = torch.stack([torch.as_tensor(float(v), dtype=torch.float64) for v in (self._bits, self._weight)]).to(
-            device
-        )
-        dist.all_reduce(total)
-        return float(total[0] / total[1])
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._idle += time.perf_counter() - began
-
-    def dump(self) -> list[list[float]]:
-        """What each worker has summed so far, so that a resumed run writes the same next line. Collective."""
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, [float(self._bits), float(self._weight)])
-        return everyone
-
-    def load(self, dumped: list[list[float]], rank: int) -> None:
-        """Take up `dump`: one's own sums at the same number of workers, else all of them on the first."""
-        if len(dumped) != dist.get_world_size():
-            total = [float(sum(column)) for column in zip(*dumped, strict=True)]
-            dumped = [total] + [[0.0, 0.0]] * (dist.get_world_size() - 1)
-        self._bits, self._weight = dumped[rank]

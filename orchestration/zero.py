@@ -151,6 +151,12 @@ class EngineState:
         self.engine.global_steps = step
         self._publish()
 
+    def count_update(self) -> None:
+        """Count an update that was not made: the optimizer's clock stays that of the run."""
+        for _, tensors in self._groups():
+            for tensor in tensors:
+                self.optimizer.state[tensor]["step"] += 1
+
     @torch.no_grad()
     def sums(self) -> dict[tuple[str, str], int]:
         """Content sums of all tensors, by (name, kind), over all workers' fragments. *Collective.*"""
