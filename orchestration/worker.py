@@ -31,6 +31,7 @@ from orchestration.events import Events
 from orchestration.leader import Leader, Orders
 from orchestration.optimizer import AdamWithEma, learning_rate, parameter_groups
 from orchestration.passes import Passes
+from orchestration.policies import Preempted
 from orchestration.runs import Run, rewind
 from orchestration.tracking import Trackers
 from orchestration.watchdog import Watchdog
@@ -73,10 +74,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 class Hopeless(Exception):
     """Going on makes no sense, and a restart would not help. Raised by all workers at the same step."""
-
-
-class Preempted(Exception):
-    """Some of the workers' machines will be taken away; everything up to now is in a checkpoint."""
 
 
 class _Training:
@@ -133,11 +130,13 @@ class _Training:
         self.leader = Leader(config)
         self.events = Events(self.run.path)
         self.watchdog = Watchdog(config.train.patience, self._tell_hang)
+        pids: list[Any] = [None] * self.world
+        dist.all_gather_object(pids, os.getpid())
         if self.rank == 0:
             rewind(self.run.metrics_file, self.step)
             self.trackers = Trackers(config, self.run, self.step)
             self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid())
-            self.events.add("workers", workers=self.world, step=self.step)
+            self.events.add("workers", workers=self.world, step=self.step, pids=pids)
 
     def _restore(self) -> int:
         """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
