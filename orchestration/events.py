@@ -5,7 +5,8 @@ since 1970) and what belongs to the kind:
 
     driver    began, ended          md4 train, with its process and the cluster's nodes
     state     of Ray Train's controller: SCHEDULING, RUNNING, RESTARTING, RESIZING, PREEMPTING, FINISHED, ERRORED
-    workers   a group of workers is about to make its first step: how many, from which step, how many were lost
+    workers   a group of workers is about to make its first step: how many, from which step, how many
+              steps were lost (as far as metrics tell), the processes by rank
     failure   why a group ended, by worker; how many restarts without progress are spent of those allowed; the decision
     hang      the group stood still: for how long, where, and which workers did not come
     preempted, resize   why the workers left their work, after a checkpoint

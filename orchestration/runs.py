@@ -130,14 +130,17 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def rewind(path: Path, step: int) -> None:
-    """Cut `metrics.jsonl` back to `step`: later rows are of work that the resumed run does again."""
+def rewind(path: Path, step: int) -> int:
+    """Cut `metrics.jsonl` back to `step`: later rows are of work that the resumed run does again. Returns how many
+    steps that are, as far as the rows tell."""
     if not path.exists():
-        return
-    kept = [row for row in _rows(path) if row["step"] <= step]
+        return 0
+    rows = list(_rows(path))
+    kept = [row for row in rows if row["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     os.replace(temporary, path)
+    return max([row["step"] for row in rows] + [step]) - step
 
 
 @dataclass(frozen=True)

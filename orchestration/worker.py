@@ -43,6 +43,8 @@ from pipelines.shards import ShardSet
 from pipelines.storage import Folder
 from pipelines.stream import batches
 
+_REST_LOOK_SECONDS = 0.1  # between two questions whether a group that waits for its end is to go on
+
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What `train.precision` means on `device`: "auto" is bfloat16 where the hardware multiplies it natively."""
@@ -133,10 +135,10 @@ class _Training:
         pids: list[Any] = [None] * self.world
         dist.all_gather_object(pids, os.getpid())
         if self.rank == 0:
-            rewind(self.run.metrics_file, self.step)
+            lost = rewind(self.run.metrics_file, self.step)
             self.trackers = Trackers(config, self.run, self.step)
             self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid())
-            self.events.add("workers", workers=self.world, step=self.step, pids=pids)
+            self.events.add("workers", workers=self.world, step=self.step, lost=lost, pids=pids)
 
     def _restore(self) -> int:
         """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
@@ -193,6 +195,12 @@ class _Training:
             raise Hopeless(
                 f"the last {self.config.checkpoint.failures} checkpoints could not be written: {self.leader.trouble}"
             )
+        if orders & Orders.REST:
+            self.writer.finish()
+            self._tell_news()
+            while self.leader.resting():
+                self.watchdog.at("the rest before the end", self.step)
+                time.sleep(_REST_LOOK_SECONDS)
         self._tell_news()
 
     def _finish_writing(self) -> None:
