@@ -26,6 +26,8 @@ from pipelines.storage import Folder
 logger = logging.getLogger(__name__)
 _ANSWER_SECONDS = 1.0  # within which a node takes up a connection, if it is there
 _PAUSE_SECONDS = 0.1  # between two looks for resources; Ray's controller makes none
+# Where Ray's exceptions keep what they wrap.
+_INNER = ("_base_exc", "cause", "health_check_failure", "controller_failure")
 
 
 class Preempted(Exception):
@@ -154,7 +156,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         waiting += getattr(one, "worker_failures", {}).values()
-        inner = [getattr(one, name, None) for name in ("cause", "health_check_failure", "controller_failure")]
+        inner = [getattr(one, name, None) for name in _INNER]
         waiting += [cause for cause in [*inner, one.__cause__] if isinstance(cause, BaseException)]
 
 
