@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
@@ -111,7 +112,7 @@ class Elastic(ElasticScalingPolicy):
         if now - self._latest_reserved_resources_query_time < self.GET_RESERVED_RESOURCES_INTERVAL_S:
             return self._latest_reserved_resources
         try:
-            reserved = ray.get(
+            reserved: Any = ray.get(
                 self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True),
                 timeout=5,
             )
@@ -126,7 +127,7 @@ class Elastic(ElasticScalingPolicy):
 
 def usable_nodes() -> set[str]:
     """Ids of the nodes that are there and will stay."""
-    leaving = ray._private.state.state.get_draining_nodes() or {}
+    leaving = state.get_draining_nodes() or {}
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     with ThreadPoolExecutor(16) as pool:
         there = pool.map(_answers, nodes)
