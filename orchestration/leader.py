@@ -57,20 +57,18 @@ class Leader:
 
     def orders(self, step: int) -> Orders:
         """The orders for the end of `step`. *Collective.*"""
-        return Orders(self._told(int(self._decide(step)) if self._leads else 0))
+        word = torch.tensor(int(self._decide(step)) if self._leads else 0)
+        dist.broadcast(word, src=0, group=self._group)
+        return Orders(int(word))
 
     def resting(self) -> bool:
         """Is the group still to wait for its end? *Collective.*"""
         if _asked.is_set():  # again: it is saved
             _asked.clear()
             _wanted.clear()
-        return bool(self._told(int(time.monotonic() < self._rest_until)))
-
-    def _told(self, word: int) -> int:
-        """The leader's word, on all workers."""
-        told = torch.tensor(word)
-        dist.broadcast(told, src=0, group=self._group)
-        return int(told)
+        word = torch.tensor(int(time.monotonic() < self._rest_until))
+        dist.broadcast(word, src=0, group=self._group)
+        return bool(word)
 
     def heard(self, news: News) -> None:
         """Take note of what became of a checkpoint."""

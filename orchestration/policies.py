@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray._private.state import state
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
@@ -118,7 +118,7 @@ class Elastic(ElasticScalingPolicy):
             )
             usable = usable_nodes()
             found = {node: resources for node, resources in reserved.items() if node in usable}
-        except RayError as error:
+        except Exception as error:  # as Ray's own: then the size stays
             logger.warning("the cluster's resources are not known: %s", error)
             found = None
         self._latest_reserved_resources_query_time, self._latest_reserved_resources = time.monotonic(), found
@@ -162,4 +162,5 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    """What happened, in short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
