@@ -13,7 +13,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a stopped process (default 600)
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # after a node's death Ray tries the old size first (default 60)
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # default 5
-    "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1",  # off by default, and then it only observes
+    "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "",  # off by default, and then it only observes; filled in
     "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
     "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": "60",
     # A node that is gone is given up after 4 s (default 5 + 5 * 3 + ...); of clusters that this process starts.
@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TOP_PAD_": "268435456",
-    "DS_ACCELERATOR": "",  # filled in by `set_environment`
+    "DS_ACCELERATOR": "",  # filled in
 }
 _OF_WORKERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 _OBJECT_STORE_BYTES = 512 << 20
@@ -41,9 +41,12 @@ def set_environment() -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not os.environ["DS_ACCELERATOR"]:
-        # Without this DeepSpeed prints a warning in every process that has no GPU.
-        os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+    cuda = torch.cuda.is_available()
+    # Without this DeepSpeed prints a warning in every process that has no GPU.
+    os.environ["DS_ACCELERATOR"] = os.environ["DS_ACCELERATOR"] or ("cuda" if cuda else "cpu")
+    # It looks for a program of NCCL's in every new group of workers.
+    watch = "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR"
+    os.environ[watch] = os.environ[watch] or str(int(cuda))
 
 
 def worker_environment() -> dict[str, str]:
