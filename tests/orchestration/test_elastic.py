@@ -15,9 +15,10 @@ from orchestration.runs import Run
 from orchestration.train import train
 from tests.orchestration.nodes import Driver, nodes, wait_for
 
-STEPS = 100
-SETTINGS = [
-    "name=elastic", f"train.steps={STEPS}", "train.micro_batch=4", "train.workers=1..2", "train.max_restarts=2",
+STEPS = 150
+SETTINGS = [  # many small passes: steps so long that a node can join before the last
+    "name=elastic", f"train.steps={STEPS}", "train.batch_size=64", "train.micro_batch=4", "train.workers=1..2",
+    "train.max_restarts=2",
     "evaluation.every=0", "checkpoint.every=5", "checkpoint.keep=2",
 ]  # fmt: skip
 
@@ -35,7 +36,9 @@ def undisturbed(corpus, data_directory, tmp_path_factory, ray_cluster) -> Run:
     from tests.orchestration.conftest import tiny_settings
 
     overrides = tiny_settings(corpus, data_directory, tmp_path_factory.mktemp("runs"))
-    return train(load("pydocs-tiny", [*overrides, *SETTINGS, "train.workers=1"]), report=print).run
+    return train(
+        load("pydocs-tiny", [*overrides, *SETTINGS, "train.workers=1", "train.micro_batch=null"]), report=print
+    ).run
 
 
 @pytest.fixture
@@ -108,7 +111,7 @@ def test_preemption_costs_nothing_and_a_mistake_ends_a_run_at_once(tmp_path):
 @pytest.mark.timeout(600)
 def test_a_run_grows_with_a_new_node_and_outlives_the_loss_of_one(drive, cluster, undisturbed):
     driver = drive()
-    driver.wait_for_step(3)
+    driver.wait_for_event("state", state="RUNNING")
     node = cluster.add()
     grown = driver.wait_for_event("workers", workers=2)
     assert driver.events.read("resize")[-1]["saved"]
