@@ -13,7 +13,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a stopped process (default 600)
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # after a node's death Ray tries the old size first (default 60)
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # default 5
-    "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1",  # off by default, and then it only observes
+    "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "",  # off by default, and then it only observes; filled in
     "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
     "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": "60",
     # A node that is gone is given up after 4 s (default 5 + 5 * 3 + ...); of clusters that this process starts.
@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "4",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",  # a group that lost a worker is not put in order (default 30)
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is printed twice
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -28,19 +29,29 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TOP_PAD_": "268435456",
-    "DS_ACCELERATOR": "",  # filled in by `_set_environment`
+    "DS_ACCELERATOR": "",  # filled in
 }
+_OF_WORKERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 _OBJECT_STORE_BYTES = 512 << 20
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
+    """Settings of Ray and its processes, unless they are set already; before Ray is imported."""
     import torch
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not os.environ["DS_ACCELERATOR"]:
-        # Without this DeepSpeed prints a warning in every process that has no GPU.
-        os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+    cuda = torch.cuda.is_available()
+    # Without this DeepSpeed prints a warning in every process that has no GPU.
+    os.environ["DS_ACCELERATOR"] = os.environ["DS_ACCELERATOR"] or ("cuda" if cuda else "cpu")
+    # It looks for a program of NCCL's in every new group of workers.
+    watch = "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR"
+    os.environ[watch] = os.environ[watch] or str(int(cuda))
+
+
+def worker_environment() -> dict[str, str]:
+    """What the workers of a cluster that was started by somebody else have to be told."""
+    return {name: os.environ[name] for name in _OF_WORKERS}
 
 
 def start_local(num_cpus: int, object_store_bytes: int = _OBJECT_STORE_BYTES) -> None:
@@ -50,7 +61,7 @@ def start_local(num_cpus: int, object_store_bytes: int = _OBJECT_STORE_BYTES) ->
     beside two training workers needs a slot more than its share of a core. Token authentication, which Ray turns on
     by default, guards ports that a local cluster does not open; it stays off unless RAY_AUTH_MODE says otherwise.
     """
-    _set_environment()
+    set_environment()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
@@ -66,7 +77,7 @@ def start_local(num_cpus: int, object_store_bytes: int = _OBJECT_STORE_BYTES) ->
 
 def join(address: str) -> None:
     """Join a running cluster; UserError when there is none at `address`."""
-    _set_environment()
+    set_environment()
     import ray
 
     try:
@@ -79,7 +90,7 @@ def join(address: str) -> None:
 def cluster(num_cpus: int) -> Iterator[bool]:
     """Ray for the length of a command: the one already running in this process, else the cluster that RAY_ADDRESS
     names, else a private local one. Gives whether it is that last one, which ends with the command."""
-    _set_environment()
+    set_environment()
     import ray
 
     if ray.is_initialized():

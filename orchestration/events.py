@@ -5,8 +5,9 @@ since 1970) and what belongs to the kind:
 
     driver    did = began, ended    md4 train, with its process
     state     of Ray Train's controller: SCHEDULING, RUNNING, RESTARTING, RESIZING, PREEMPTING, FINISHED, ERRORED
-    workers   a group of workers is about to make its first step: how many, from which step, and what was lost with
-              the group before it (`orchestration.goodput`)
+    workers   a group of workers is about to make its first step: how many, from which step, the processes by rank,
+              and what was lost with the group before it (`orchestration.goodput`)
+    failure   why a group ended, by worker; how many restarts without progress are spent of those allowed; the decision
     hang      the group stood still: for how long, where, and which workers did not come
     preempted, resize   why the workers left their work, after a checkpoint
     spike     a step was skipped, or the run stopped at it, and why

@@ -13,12 +13,15 @@ from orchestration.config import Config
 
 _LOOK_SECONDS = 1.0  # how often Ray is asked whether machines will be taken away
 
+_REST_SECONDS = 60.0  # that a group waits to be ended; then it goes on
+
 _asked = threading.Event()  # somebody else wants a checkpoint
 _wanted = threading.Event()  # and it is not committed yet
 
 
 def ask_for_checkpoint() -> None:
-    """Have this process, if it is the leader's, order a checkpoint at the end of its step. From any thread."""
+    """Have this process, if it is the leader's, order a checkpoint at the end of its step, and rest: the group will be
+    ended, and what it did after the checkpoint would be done twice. From any thread."""
     _wanted.set()
     _asked.set()
 
@@ -35,6 +38,7 @@ class Orders(IntFlag):
     SAVE = 1  # a checkpoint
     LOOK = 2  # ask Ray for a notice of preemption, which takes all workers
     STOP = 4  # checkpoints cannot be written
+    REST = 8  # begin nothing more, as long as `resting`
 
 
 class Leader:
@@ -45,6 +49,7 @@ class Leader:
         self._leads = dist.get_rank() == 0
         self._saved_at = self._looked_at = time.monotonic()
         self._failed = 0
+        self._rest_until = 0.0
         self._answer: int | None = None  # step of the checkpoint that was asked for
         self.trouble: str | None = None  # why the newest checkpoint could not be written
         # Decisions travel on the host: on a GPU they would wait for all that is queued there.
@@ -59,6 +64,15 @@ class Leader:
         dist.all_gather(everyone, own, group=self._group)
         table = torch.stack(everyone)
         return Orders(int(table[0, 0])), table[:, 1:]
+
+    def resting(self) -> bool:
+        """Is the group still to wait for its end? *Collective.*"""
+        if _asked.is_set():  # again: it is saved
+            _asked.clear()
+            _wanted.clear()
+        word = torch.tensor(int(time.monotonic() < self._rest_until))
+        dist.broadcast(word, src=0, group=self._group)
+        return bool(word)
 
     def heard(self, news: News) -> None:
         """Take note of what became of a checkpoint."""
@@ -77,6 +91,9 @@ class Leader:
             if _asked.is_set():
                 _asked.clear()
                 self._answer = step
+                if step != self._last:
+                    orders |= Orders.REST
+                    self._rest_until = now + _REST_SECONDS
         if now - self._looked_at >= _LOOK_SECONDS:
             orders |= Orders.LOOK
             self._looked_at = now

@@ -14,7 +14,7 @@ import torch
 from md4.errors import UserError
 from md4.model import count_parameters
 from orchestration import checkpoints
-from orchestration.cluster import cluster
+from orchestration.cluster import cluster, worker_environment
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
 from orchestration.events import Events
@@ -140,12 +140,12 @@ def _scaling(config: Config) -> Any:
 
 def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
 
     from orchestration import worker
+    from orchestration.policies import Trainer
     from orchestration.recovery import Recovery
 
-    trainer = TorchTrainer(
+    trainer = Trainer(
         worker.run,
         train_loop_config={
             # Workers run in a folder of Ray's, so paths must not depend on the current one.
@@ -157,9 +157,13 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
             # Ray's own notes on this attempt; what is worth keeping stands in the run's folder itself.
             name=f"attempt-{time.time_ns()}",
             storage_path=str((run.path / ".ray").resolve()),
-            failure_config=FailureConfig(max_failures=config.train.max_restarts),
+            failure_config=FailureConfig(max_failures=-1),  # what counts is the trainer's own budget
             callbacks=[Recovery(str(run.path.resolve()))],  # type: ignore[list-item]
+            worker_runtime_env={"env_vars": worker_environment()},
         ),
+        folder=str(run.path.resolve()),
+        checkpoints=str(run.checkpoints.absolute()),
+        max_restarts=config.train.max_restarts,
     )
     try:
         result: Any = trainer.fit().return_value
@@ -172,14 +176,13 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
 
 def _explain(error: Exception, run: Run) -> Exception:
     """What a failed run tells its user: the mistake itself if it was one, else the failure and how to go on."""
+    from orchestration.policies import causes, last_line
+
+    for cause in causes(error):
+        if isinstance(cause, UserError):
+            return UserError(str(cause))
     failures = getattr(error, "worker_failures", None) or {0: error}
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return UserError(str(cause))
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = "\n".join(f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items())
+    lines = "\n".join(f"worker {rank}: {last_line(failure)}" for rank, failure in failures.items())
     return UserError(
         f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume"
     )

@@ -36,6 +36,7 @@ from orchestration.leader import Leader, Orders
 from orchestration.meter import Meter, Step
 from orchestration.optimizer import AdamWithEma, learning_rate, parameter_groups
 from orchestration.passes import Passes
+from orchestration.policies import Preempted
 from orchestration.runs import Run, rewind
 from orchestration.spikes import Spikes
 from orchestration.tracking import Trackers
@@ -47,6 +48,8 @@ from pipelines.plan import plan
 from pipelines.shards import ShardSet
 from pipelines.storage import Folder
 from pipelines.stream import Batch, batches
+
+_REST_LOOK_SECONDS = 0.1  # between two questions whether a group that waits for its end is to go on
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -79,10 +82,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 class Hopeless(Exception):
     """Going on makes no sense, and a restart would not help. Raised by all workers at the same step."""
-
-
-class Preempted(Exception):
-    """Some of the workers' machines will be taken away; everything up to now is in a checkpoint."""
 
 
 class _Training:
@@ -142,10 +141,12 @@ class _Training:
         self.peak = train.peak_tflops * 1e12 if train.peak_tflops else peak_flops(self.device, dtype)
         self.flops: PassFlops | None = None  # of one pass, once there was one
         self.stopped: str | None = None  # why the run ends with this step, whose update was not made
+        pids: list[Any] = [None] * self.world
+        dist.all_gather_object(pids, os.getpid())
         if self.rank == 0:
             events, before = self.events.read(), progress.read(self.run.path)
             lost = handover(events, before, self.step, self.clock.spent(), time.time())
-            self.events.add("workers", workers=self.world, step=self.step, **lost)
+            self.events.add("workers", workers=self.world, step=self.step, pids=pids, **lost)
             self.goodput = cast(Goodput, Goodput.of(self.events.read(), None))
             self.progress = progress.Progress(self.run.path, self.step, self._tell_progress)
             rewind(self.run.metrics_file, self.step)
@@ -247,6 +248,12 @@ class _Training:
             raise Hopeless(
                 f"the last {self.config.checkpoint.failures} checkpoints could not be written: {self.leader.trouble}"
             )
+        if orders & Orders.REST:
+            self.writer.finish()
+            self._tell_news()
+            while self.leader.resting():
+                self.watchdog.at("the rest before the end", self.step)
+                time.sleep(_REST_LOOK_SECONDS)
         self._tell_news()
 
     def _finish_writing(self) -> None:

@@ -70,14 +70,15 @@ def assert_same_run(run: Run, expected: Run) -> None:
         assert abs(one - two) <= 1e-5 * two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [
         ["train.workers=1", "train.zero_stage=0", "train.micro_batch=8"],
         ["train.workers=3", "train.micro_batch=4"],  # shares of 4, 4 and 8 rows, in 2 passes each
-        pytest.param(["train.workers=3", "train.zero_stage=0"], marks=pytest.mark.slow),
-        pytest.param(["train.workers=3", "train.zero_stage=3", "train.micro_batch=2"], marks=pytest.mark.slow),
-        pytest.param(["train.workers=4", "train.zero_stage=1"], marks=pytest.mark.slow),
+        ["train.workers=3", "train.zero_stage=0"],
+        ["train.workers=3", "train.zero_stage=3", "train.micro_batch=2"],
+        ["train.workers=4", "train.zero_stage=1"],
     ],
     ids=["1", "3", "3-stage-0", "3-stage-3", "4"],
 )
@@ -103,26 +104,29 @@ def prepared_rows(run: Run) -> int:
     return Manifest.load(prepared_path(run.config.data)).splits["train"].rows
 
 
-def train_and_kill(config: Config, step: int) -> None:
+def train_and_kill(config: Config, step: int, resume: bool = False) -> None:
     """Run until metrics have come to `step`, then kill -9 the first worker; the run must end with advice to resume."""
-    killed = threading.Event()
+    done, killed = threading.Event(), threading.Event()
+    former = {row["pid"] for row in Run(config.directory).metrics("start")} if resume else set()
 
     def kill_rank_0_after_step(step: int) -> None:
-        run = None
-        while not killed.is_set():
+        while not done.is_set() and not killed.is_set():
             time.sleep(0.005)
-            run = run or (Run(config.directory) if (config.directory / "metrics.jsonl").exists() else None)
-            rows = run.metrics() if run else []
-            if rows and rows[-1]["step"] >= step:
-                os.kill(next(row["pid"] for row in rows if row["kind"] == "start"), signal.SIGKILL)
+            rows = Run(config.directory).metrics() if (config.directory / "metrics.jsonl").exists() else []
+            pids = {row["pid"] for row in rows if row["kind"] == "start"} - former
+            if pids and rows[-1]["step"] >= step:
+                os.kill(pids.pop(), signal.SIGKILL)
                 killed.set()
 
     thread = threading.Thread(target=kill_rank_0_after_step, args=(step,), daemon=True)
     thread.start()
-    with pytest.raises(UserError, match="--resume"):
-        train(config, report=print)
+    try:
+        with pytest.raises(UserError, match="--resume"):
+            train(config, resume=resume, report=print)
+    finally:
+        done.set()
+        thread.join()
     assert killed.is_set()
-    thread.join()
 
 
 def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tiny):
@@ -139,6 +143,18 @@ def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tiny):
     resumed, expected = final_state(run), final_state(undisturbed[0])
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_a_run_that_moves_between_workers_and_stages_keeps_its_curve_and_ledger(undisturbed, tiny):
+    """Killed four times and each time resumed on another number of workers and in another stage of ZeRO."""
+    layouts = [(1, 0), (3, 1), (2, 2), (4, 3), (3, 0)]
+    for number, (workers, stage) in enumerate(layouts):
+        config = tiny(*LONG, f"train.workers={workers}", f"train.zero_stage={stage}", "train.micro_batch=4")
+        if number < len(layouts) - 1:
+            train_and_kill(config, 10 * number + 12, resume=number > 0)
+    run = train(config, resume=True, report=print).run
+    assert [row["workers"] for row in run.metrics("start")] == [workers for workers, _ in layouts]
+    assert_same_run(run, undisturbed[0])
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints
 from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.optimizer import AdamWithEma, OptimizerConfig, parameter_groups
+from orchestration.passes import Passes
 from orchestration.zero import EngineState, initialize
+from pipelines.order import share
 
 NETWORK = TransformerConfig(feature_dim=16, heads=2, layers=2)
 MODELS = {
@@ -41,6 +43,18 @@ MODELS["unet"] = ModelConfig(
 BATCH, SLICES, STEPS, CLIP = 8, 4, 5, 1.0
 
 
+def passes(micro_batch: int | None = None) -> Passes:
+    """Of an update on this worker: two if `micro_batch` is None and the shares are equal."""
+    world = dist.get_world_size()
+    return Passes(BATCH, SLICES, world, micro_batch or BATCH // world // 2)
+
+
+def my_slots() -> torch.Tensor:
+    """This worker's slots of the global batch."""
+    first, last = share(dist.get_rank(), dist.get_world_size(), SLICES)
+    return torch.arange(first * (BATCH // SLICES), last * (BATCH // SLICES))
+
+
 def parts(objective: str) -> tuple[MaskedDiffusion, AdamWithEma]:
     model = build(MODELS[objective], seed=1)
     if objective == "genmd4":
@@ -53,10 +67,10 @@ def parts(objective: str) -> tuple[MaskedDiffusion, AdamWithEma]:
     return model, AdamWithEma(groups, lr=1e-2, ema=0.9, fused=True)
 
 
-def make(stage: int, objective: str) -> EngineState:
+def make(stage: int, objective: str, micro_batch: int | None = None) -> EngineState:
     model, optimizer = parts(objective)
-    share = BATCH // dist.get_world_size()
-    engine = initialize(model, optimizer, stage=stage, micro_batch=share // 2, accumulation=2, clip_norm=CLIP)
+    cut = passes(micro_batch)
+    engine = initialize(model, optimizer, stage=stage, micro_batch=cut.size, accumulation=cut.count, clip_norm=CLIP)
     return EngineState(engine, optimizer)
 
 
@@ -87,22 +101,21 @@ def agree(one: list[float], other: list[float]) -> bool:
     return all(abs(a - b) <= 1e-5 * abs(a) for a, b in zip(one, other, strict=True))
 
 
-def train(state: EngineState, start: int, stop: int) -> list[float]:
+def train(state: EngineState, start: int, stop: int, micro_batch: int | None = None) -> list[float]:
     """Global bounds of steps start..stop-1 on data that depend on the step alone, in bits per token."""
     engine, losses = state.engine, []
-    share = BATCH // dist.get_world_size()
-    slots = torch.arange(share) + share * dist.get_rank()
+    slots, cut = my_slots(), passes(micro_batch)
     for step in range(start, stop):
         tokens = batch(step)[slots]
         drawn = engine.module.noise(0, step, slots, BATCH, SLICES, 32)
         total = torch.zeros(())
-        for part in torch.arange(share).chunk(2):
+        for part, real in cut.parts(len(slots)):
             loss = engine(tokens[part], **{name: values[part] for name, values in drawn.items()})
-            engine.backward(bits_per_token(loss.optimised, 32).mean())
+            engine.backward(cut.loss(bits_per_token(loss.optimised, 32), real))
             engine.step()
-            total += bits_per_token(loss.bound, 32).mean() / 2
+            total += bits_per_token(loss.bound, 32)[:real].sum() / BATCH
         dist.all_reduce(total)
-        losses.append(float(total) / dist.get_world_size())
+        losses.append(float(total))
     return losses
 
 
@@ -137,10 +150,14 @@ def check_powers(state: EngineState) -> None:
             assert torch.allclose(powers, torch.nn.functional.softplus(whole["schedule.w", "weights"]))
 
 
-def main(folder: Path, objective: str, pairs: list[tuple[int, int]]) -> None:
+def join() -> None:
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def main(folder: Path, objective: str, pairs: list[tuple[int, int]]) -> None:
+    join()
     plain = train_plainly(objective, STEPS)
     for old, new in pairs:
         first = make(old, objective)

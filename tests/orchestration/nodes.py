@@ -1,0 +1,149 @@
+"""A Ray cluster of several nodes on this machine, and `md4 train` as a process of its own that joins it.
+
+Each node has a raylet and one logical CPU, so one worker; the head has none. Whoever starts the nodes does not join the
+cluster: the tests' own Ray, if there is one, goes on undisturbed beside it.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestration.cluster import set_environment
+from orchestration.config import Config
+from orchestration.events import Events
+from orchestration.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+Found = TypeVar("Found")
+
+
+def wait_for(what: Callable[[], Found], seconds: float, why: str) -> Found:
+    """The first true answer of `what`; TimeoutError when there is none in time."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{why}: not within {seconds:.0f} s")
+        time.sleep(0.02)
+    return found
+
+
+class Nodes:
+    """The cluster. Nodes can be started from the main thread only."""
+
+    def __init__(self, count: int):
+        set_environment()
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20},
+        )
+        self.nodes = [self.add() for _ in range(count)]
+
+    @property
+    def address(self) -> str:
+        return self._cluster.address
+
+    def add(self) -> Any:
+        """Start a node; returns when the cluster knows it."""
+        return self._cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+
+    def kill(self, node: Any) -> None:
+        """The machine is gone: SIGKILL to its raylet, with which its workers die."""
+        for info in node.all_processes["raylet"]:
+            os.kill(info.process.pid, signal.SIGKILL)
+
+    def drain(self, node: Any, seconds: int) -> None:
+        """Announce that the node will be taken away."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.address]
+        command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+@contextmanager
+def nodes(count: int) -> Iterator[Nodes]:
+    cluster = Nodes(count)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+class Driver:
+    """`md4 train CONFIG` in a process of its own, on the cluster at `address`."""
+
+    def __init__(self, config: Config, address: str, *options: str):
+        self.config, self.run_folder = config, config.directory
+        self.events = Events(config.directory)
+        settings = config.directory.parent / f"{config.name}.yaml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(config.to_yaml(), encoding="utf-8")
+        self._log = config.directory.parent / f"{config.name}.log"
+        environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        with self._log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "orchestration", "train", str(settings), *options],
+                env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        """What it printed, all attempts of this run together."""
+        return self._log.read_text("utf-8")
+
+    def rows(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The run's metrics so far."""
+        if not (self.run_folder / "config.yaml").exists():
+            return []
+        try:
+            return Run(self.run_folder).metrics(kind)
+        except ValueError:  # being written
+            return []
+
+    def step(self) -> int:
+        """The last step that was finished, as the metrics tell (train.log_every=1)."""
+        return max((row["step"] for row in self.rows("train")), default=0)
+
+    def wait_for_step(self, step: int, seconds: float = 240) -> None:
+        wait_for(lambda: self._alive() and self.step() >= step, seconds, f"step {step}; {self.said[-2000:]}")
+
+    def wait_for_event(self, kind: str, seconds: float = 240, **facts: Any) -> dict[str, Any]:
+        """The first event of that kind with those facts."""
+
+        def look() -> dict[str, Any] | None:
+            self._alive()
+            found = self.events.read(kind)
+            return next((one for one in found if facts.items() <= one.items()), None)
+
+        return wait_for(look, seconds, f"event {kind} {facts}; {self.said[-2000:]}")
+
+    def workers(self) -> list[int]:
+        """Process ids of the newest group of workers, by rank."""
+        return self.events.read("workers")[-1]["pids"]
+
+    def finish(self, seconds: float = 400) -> Run:
+        """Wait for the run's end, which must be a good one."""
+        code = self.process.wait(seconds)
+        assert code == 0, self.said
+        return Run(self.run_folder)
+
+    def stop(self) -> None:
+        """End the process at once, as a lost machine does."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def _alive(self) -> bool:
+        assert self.process.poll() in (None, 0), self.said
+        return True
