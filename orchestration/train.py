@@ -13,7 +13,7 @@ import torch
 
 from md4.errors import UserError
 from md4.model import count_parameters
-from orchestration import checkpoints
+from orchestration import checkpoints, memory_plan
 from orchestration.cluster import cluster
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
@@ -40,6 +40,7 @@ def check(config: Config, resume: bool, report: Report) -> None:
     """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
+    memory_plan.check(config)
     check_corpus(config.data)
     parameters, train = count_parameters(config.model), config.train
     share = Passes(train.batch_size, train.slices, train.least_workers, train.micro_batch).places
