@@ -7,6 +7,7 @@ device stays free for what is not (`HEADROOM`).
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class Need:
     transient: int  # buffers of the reduction, gathered weights, copies for a norm
     peak: str  # backward, reduction or update: when it is
     host: int  # bytes in the CPU's memory, of offloaded state
+    logits_most: int  # the most that projection and loss take at any time
 
     @property
     def total(self) -> int:
@@ -179,7 +181,7 @@ class Planner:
 
     def need(self, stage: int, workers: int, micro_batch: int) -> Need:
         """What a worker needs with so many rows in a pass."""
-        traced = trace(self.config.model, micro_batch, self.target.compute, self.target.device)
+        traced = trace(self.config.model, micro_batch, self.target.compute, self.target.device)  # type: ignore[arg-type]  # frozen
         passes, train = self._passes(workers, micro_batch).count, self.config.train
         averaged, offload = bool(self.config.optimizer.ema), train.offload and stage > 0
         return step_need(self._layout, traced, stage, workers, passes, averaged, offload)
@@ -217,12 +219,9 @@ class Planner:
     def _largest(self, stage: int, workers: int) -> int:
         """The most rows of a pass that fit, among the powers of two below a worker's share and that share."""
         share = self._passes(workers, None).places
-        found = 0
-        for rows in [2**power for power in range(20) if 2**power < share] + [share]:
-            if self.need(stage, workers, rows).total > self.target.usable:
-                break
-            found = rows
-        return found
+        sizes = [0, *(2**power for power in range(share.bit_length()) if 2**power < share), share]
+        found = bisect_right(sizes, self.target.usable, lo=1, key=lambda rows: self.need(stage, workers, rows).total)
+        return sizes[found - 1]
 
     def _time(self, workers: int, passes: Passes) -> tuple[float | None, float | None]:
         """Seconds of a step, which lasts as long as the largest share, and the price of all steps."""
@@ -250,7 +249,9 @@ def step_need(
     phases = dict(_phases(layout, traced, stage, workers, passes, bucket, offload))
     peak = max(phases, key=lambda name: sum(phases[name]))
     gradients, activations, logits, transient = phases[peak]
-    return Need(weights, moments + master, ema, gradients, activations, logits, transient, peak, host)
+    return Need(
+        weights, moments + master, ema, gradients, activations, logits, transient, peak, host, int(traced.head.max())
+    )
 
 
 Parts = tuple[int, int, int, int]  # bytes of gradients, activations, logits, transient

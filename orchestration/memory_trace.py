@@ -7,15 +7,17 @@ unknown every position counts as hidden, the most that a batch can ask for.
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -67,6 +69,16 @@ class _Watch(TorchDispatchMode):
         self.events.append((number, -size))
 
 
+class _Fused(TorchFunctionMode):
+    """Attention as GPUs do it, by a fused kernel with dropout or without: on a CPU dropout writes all products out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            kwargs = {**kwargs, "dropout_p": 0.0}
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def _fake(device: torch.device) -> Iterator[None]:
     """Fake tensors, and a network that takes the ways that it takes on `device`, although the tensors are the CPU's
@@ -74,9 +86,11 @@ def _fake(device: torch.device) -> Iterator[None]:
     kept = transformer.PRODUCTS_UP_TO
     transformer.rotations.cache_clear()  # a table made outside can't be used here, nor the other way round
     try:
-        if device.type != "cpu":
-            transformer.PRODUCTS_UP_TO = 0
-        with FakeTensorMode():
+        with ExitStack() as stack:
+            if device.type != "cpu":
+                transformer.PRODUCTS_UP_TO = 0
+                stack.enter_context(_Fused())
+            stack.enter_context(FakeTensorMode())
             yield
     finally:
         transformer.PRODUCTS_UP_TO = kept
@@ -94,7 +108,8 @@ def trace(config: ModelConfig, rows: int, compute: torch.dtype, device: torch.de
         ready: list[tuple[int, int]] = []
         for p in parameters:
             p.register_post_accumulate_grad_hook(lambda p: ready.append((len(watch.events), p.numel())))
-        _mark_head(model.network.head, watch)
+        assert isinstance(head := model.network.head, nn.Module)
+        _mark_head(head, watch)
         masks = (model.masks_per_example,) if model.masks_per_example > 1 else ()
         with watch:
             given = {

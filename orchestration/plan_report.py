@@ -44,30 +44,44 @@ def run(
         raise UserError(reason)
 
 
+_PARTS = {
+    "weights": "weights",
+    "gradients": "grads",
+    "optimizer": "optim",
+    "ema": "EMA",
+    "activations": "activ",
+    "logits": "logits",
+    "transient": "buffers",
+}
+
+
 def show(config: Config, target: Target, lines: Sequence[Line]) -> None:
     """The table, and what it means."""
-    console = Console(highlight=False, width=None if Console().is_terminal else 150)
-    parts = ("weights", "gradients", "optimizer", "ema", "activations", "logits", "transient")
-    columns = ["devices", "ZeRO", "rows x passes", *parts, "total", "at"]
-    known = target.memory is not None
-    columns += ["host"] * config.train.offload + ["fits", "largest rows"] * known
-    columns += ["step"] * (target.throughput is not None) + ["cost"] * (target.price is not None)
+    known, timed, priced = target.memory is not None, target.throughput is not None, target.price is not None
+    scale, unit = (1e9, "GB") if max(line.need.total for line in lines) >= 1e9 else (1e6, "MB")
     compute = str(target.compute).removeprefix("torch.")
-    table = Table(title=f"{config.name}: memory of one device at the peak of a step, {target.device.type}, {compute}")
+    table = Table(title=f"{config.name}: {unit} on each device at the peak of a step ({target.device.type}, {compute})")
+    columns = ["devices", "ZeRO", "rows", *_PARTS.values(), "total", "peak in", *["host"] * config.train.offload]
+    columns += ["fits", "rows that fit"] * known + ["s/step"] * timed + ["cost"] * priced
     for column in columns:
-        table.add_column(column, justify="left" if column == "at" else "right")
+        table.add_column(column, justify="left" if column == "peak in" else "right", no_wrap=True)
     for number, line in enumerate(lines):
         need = line.need
         row = [str(line.workers), str(line.stage), f"{line.micro_batch} x {line.passes}"]
-        row += [size(getattr(need, part)) for part in parts] + [size(need.total), need.peak]
-        row += [size(need.host)] * config.train.offload
+        row += [f"{getattr(need, part) / scale:.2f}" for part in _PARTS] + [f"{need.total / scale:.2f}", need.peak]
+        row += [f"{need.host / scale:.2f}"] * config.train.offload
         row += ["yes" if line.fits else "no", str(line.largest or "none")] * known
-        row += ["" if line.seconds is None else f"{line.seconds:.3g} s"] * (target.throughput is not None)
-        row += ["" if line.cost is None else f"{line.cost:,.0f}"] * (target.price is not None)
+        row += ["" if line.seconds is None else f"{line.seconds:.3g}"] * timed
+        row += ["" if line.cost is None else f"{line.cost:,.0f}"] * priced
         chosen = line.stage == config.train.zero_stage
         table.add_row(*row, style="bold" if chosen else None, end_section=line.stage == 3 and number + 1 < len(lines))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
     console.print(table)
     console.print(
-        f"The configured stage is {config.train.zero_stage}. Tensors alone, all positions hidden; "
-        + (f"{HEADROOM:.0%} of {size(target.memory)} stay free." if target.memory else "give --memory 80GB to compare.")
+        f"Tensors alone, with all positions hidden; the configured stage is {config.train.zero_stage}. Logits and loss "
+        f"take at most {size(lines[0].need.logits_most)}. "
+        + (f"{HEADROOM:.0%} of {size(target.memory)} stay free." if target.memory else "--memory 80GB compares."),
+        soft_wrap=True,
     )

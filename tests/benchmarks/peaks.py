@@ -67,7 +67,7 @@ def tracked(step: Callable[[], None]) -> int:
 def allocated(step: Callable[[], None]) -> int:
     """The same by PyTorch's profiler, which sees every allocation on the CPU, those inside of operations included."""
     gc.collect()
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in live_tensors()}
+    before = live_bytes()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         step()
     assert seen.profiler is not None
@@ -76,8 +76,13 @@ def allocated(step: Callable[[], None]) -> int:
         if event.name() == "[memory]":
             now += event.nbytes()
             highest = max(highest, now)
-    return sum(storages.values()) + highest
+    return before + highest
 
 
 def live_tensors() -> list[Any]:
     return [one for one in gc.get_objects() if issubclass(type(one), Tensor) and one.device.type != "meta"]
+
+
+def live_bytes() -> int:
+    storages = [tensor.untyped_storage() for tensor in live_tensors()]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
