@@ -108,7 +108,8 @@ def trace(config: ModelConfig, rows: int, compute: torch.dtype, device: torch.de
         ready: list[tuple[int, int]] = []
         for p in parameters:
             p.register_post_accumulate_grad_hook(lambda p: ready.append((len(watch.events), p.numel())))
-        assert isinstance(head := model.network.head, nn.Module)
+        head = model.network.head
+        assert isinstance(head, nn.Module)
         _mark_head(head, watch)
         masks = (model.masks_per_example,) if model.masks_per_example > 1 else ()
         with watch:
