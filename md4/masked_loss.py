@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # the target of a visible position: it costs nothing and gets no gradient
@@ -55,7 +56,10 @@ def plain_scores(logits: Tensor, targets: Tensor, powers: Tensor | None = None) 
 
 
 class Hidden:
-    """The hidden positions of a batch, by their flat numbers; made early, read late (see above)."""
+    """The hidden positions of a batch, by their flat numbers; made early, read late (see above).
+
+    Of tensors without contents (torch's fake ones, for planning) all positions are: the most there can be.
+    """
 
     def __init__(self, targets: Tensor):
         """`targets` [B, L]: `IGNORED` where visible."""
@@ -73,6 +77,8 @@ class Hidden:
 
     def rows(self) -> Tensor:
         """Numbers `[N]` of the hidden positions, filled up to a multiple of `GRAIN` with visible ones; never empty."""
+        if isinstance(self._count, FakeTensor):
+            return self._hidden_first
         if self._arrived is not None:
             self._arrived.synchronize()
         wanted = max(1, -(-int(self._count) // GRAIN)) * GRAIN

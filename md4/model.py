@@ -145,9 +145,14 @@ def _assemble(config: ModelConfig, compute: torch.dtype) -> MaskedDiffusion:
     )
 
 
-def skeleton(config: ModelConfig, compute: torch.dtype = torch.float32) -> MaskedDiffusion:
-    """The model with its names and shapes but no memory behind them (on the meta device)."""
-    with torch.device("meta"):
+def skeleton(
+    config: ModelConfig, compute: torch.dtype = torch.float32, device: torch.device | str = "meta"
+) -> MaskedDiffusion:
+    """The model with its names and shapes but no memory behind them (on the meta device).
+
+    On another `device` the weights are what PyTorch makes them: for torch's fake tensors, which have no memory either.
+    """
+    with torch.device(device):
         return _assemble(config, compute)
 
 

@@ -120,6 +120,26 @@ def config(preset: Preset, overrides: Overrides = None, config: File = None) -> 
 
 
 @app.command()
+def plan(
+    preset: Preset,
+    overrides: Overrides = None,
+    config: File = None,
+    memory: Annotated[str | None, typer.Option(help="of one device: 80GB, 141GiB; else what is found here")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="of one device for an hour; needs --throughput")] = None,
+    throughput: Annotated[float | None, typer.Option(min=1e-9, help="tokens/s of one device, measured")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON, and nothing else")] = False,
+) -> None:
+    """State the memory that training needs of each device, for every ZeRO stage; settings may include gpus=1,2,4."""
+    from orchestration.plan_report import run
+
+    if price is not None and throughput is None:
+        raise UserError("--price needs --throughput: without it the duration is not known")
+    counts = [text.removeprefix("gpus=") for text in overrides or () if text.startswith("gpus=")]
+    settings = [text for text in overrides or () if not text.startswith("gpus=")]
+    run(preset, settings, config, counts[-1] if counts else None, memory, price, throughput, as_json)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="folder of a run, or of an exported model")],
     split: Annotated[str | None, typer.Option(help="validation (default), test or train")] = None,

@@ -45,6 +45,9 @@ class TrainConfig(_Part):
         1, description="Ray Train workers, at most slices: a number, or least..most, such as 2..8, as the cluster has"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    offload: bool = Field(
+        False, description="master weights, moments and moving average in the CPU's memory, updated there; ZeRO 1 to 3"
+    )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="of the network's products; weights, schedules, logits and loss stay float32"
     )
@@ -79,6 +82,12 @@ class TrainConfig(_Part):
         found = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", str(self.workers))
         if found is None or not 1 <= self.least_workers <= self.most_workers:
             raise ValueError(f"workers={self.workers!r} must be a number from 1 on, or least..most, such as 2..8")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_a_stage(self) -> "TrainConfig":
+        if self.offload and not self.zero_stage:
+            raise ValueError("offload=True needs zero_stage 1, 2 or 3: without ZeRO the optimizer works on the network")
         return self
 
     @property

@@ -13,7 +13,7 @@ import torch
 
 from md4.errors import UserError
 from md4.model import count_parameters
-from orchestration import checkpoints
+from orchestration import checkpoints, memory_plan
 from orchestration.cluster import cluster, worker_environment
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
@@ -41,6 +41,7 @@ def check(config: Config, resume: bool, report: Report) -> None:
     """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
+    memory_plan.check(config)
     for note in check_corpus(config.data):
         report(note)
     parameters, train = count_parameters(config.model), config.train

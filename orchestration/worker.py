@@ -125,6 +125,7 @@ class _Training:
             micro_batch=self.passes.size,
             accumulation=self.passes.count,
             clip_norm=options.clip_norm,
+            offload=train.offload,
         )
         self.model = cast(MaskedDiffusion, self.engine.module)
         self.state = EngineState(self.engine, self.optimizer)

@@ -18,9 +18,9 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 from torch import Tensor, nn
 
+from orchestration.buckets import bucket_size
 from orchestration.content_sums import content_sum
 from orchestration.optimizer import AdamWithEma
 
@@ -30,11 +30,24 @@ Reader = Callable[[str, Sequence[Part]], Iterable[tuple[Part, Tensor]]]  # (kind
 
 
 def initialize(
-    module: nn.Module, optimizer: AdamWithEma, *, stage: int, micro_batch: int, accumulation: int, clip_norm: float
+    module: nn.Module,
+    optimizer: AdamWithEma,
+    *,
+    stage: int,
+    micro_batch: int,
+    accumulation: int,
+    clip_norm: float,
+    offload: bool = False,
 ) -> deepspeed.DeepSpeedEngine:
     """A DeepSpeed engine around `module`, in float32, with nothing that is compiled at run time.
 
-    `micro_batch` counts rows of one forward pass on this worker, `accumulation` the passes of one update.
+    Weights are float32 whatever the network multiplies in: they are their own master copy, their gradients are float32
+    and are reduced as such. (DeepSpeed's bfloat16 mode holds bfloat16 weights beside a float32 copy; here autocast
+    makes the bfloat16 ones, so a checkpoint, the moving average and `model.state_dict()` know one precision only.)
+
+    `micro_batch` counts rows of one forward pass on this worker, `accumulation` the passes of one update. With
+    `offload`, of stages 1 to 3, master weights and the optimizer's state are in the CPU's memory and updated there, by
+    the same torch optimizer.
     """
     engine, *_ = deepspeed.initialize(
         model=module,
@@ -43,13 +56,29 @@ def initialize(
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": clip_norm,
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": _zero_options(
+                stage, bucket_size(sum(p.numel() for p in module.parameters())), offload
+            ),
             # Any element-wise optimizer is sound under ZeRO; ours is torch's AdamW with one more state.
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # the one that it wants is compiled at run time
             "steps_per_print": 2**62,
         },
     )
     return engine
+
+
+def _zero_options(stage: int, bucket: int, offload: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket}
+    if stage == 3:
+        options |= {
+            "stage3_max_live_parameters": bucket,
+            "stage3_max_reuse_distance": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+        }
+    if offload:
+        options["offload_optimizer"] = {"device": "cpu"}
+    return options
 
 
 @dataclass(frozen=True)
@@ -109,9 +138,12 @@ class EngineState:
                 count = min(part, shape.numel() - start)
                 if count <= 0:
                     continue
-                sources = {WEIGHTS: safe_get_local_fp32_param(p)}
-                sources |= {kind: safe_get_local_optimizer_state(p, kind) for kind in states}
-                yield Fragment(name, shape, start, {kind: source[:count] for kind, source in sources.items()})
+                # Not DeepSpeed's `safe_get_local_...`: of an offloaded state those give copies on the GPU.
+                group, offset, _ = self._zero.grad_position[self._zero.get_param_id(p)]
+                flat = self._zero.fp32_partitioned_groups_flat[group]
+                sources = {WEIGHTS: flat.data} | {kind: self.optimizer.state[flat][kind] for kind in states}
+                views = {kind: source.narrow(0, offset, count) for kind, source in sources.items()}
+                yield Fragment(name, shape, start, views)
 
     @torch.no_grad()
     def gather(self, writers: Mapping[str, int]) -> Iterator[tuple[str, str, Tensor]]:

@@ -23,6 +23,7 @@ from md4.networks.recompute import run_block
 from md4.networks.starting import initialise
 
 NORM_EPS = 1e-5
+PRODUCTS_UP_TO = 512  # positions up to which bfloat16 attention on a CPU is written out
 GATES = {"glu": torch.sigmoid, "swiglu": F.silu, "geglu": lambda x: F.gelu(x, approximate="tanh")}
 
 
@@ -92,7 +93,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, allowed: Tensor | No
     as large. Its memory grows with L^2, hence the limit. The choice must not depend on the number of rows, or a row's
     result would.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 512:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= PRODUCTS_UP_TO:
         scores = (q.contiguous() * q.shape[-1] ** -0.5) @ k.contiguous().transpose(-2, -1)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, -torch.inf)

@@ -30,7 +30,7 @@ def place(folder: Path, world: int, stage: int) -> Path:
 def save(folder: Path, stage: int) -> None:
     """Train, save, train on; the losses of that are written last."""
     mine = place(folder, dist.get_world_size(), stage)
-    state = make(stage, "md4", MICRO_BATCH)
+    state = make(str(stage), "md4", MICRO_BATCH)
     train(state, 0, SAVED, MICRO_BATCH)
     writer = Writer(mine, Retention())
     writer.save(state, SAVED, {"config": {}})
@@ -46,7 +46,7 @@ def save(folder: Path, stage: int) -> None:
 def load(folder: Path, world: int, stage: int) -> None:
     """What `world` workers saved is here, bit for bit, and trains on as it did there."""
     theirs = place(folder, world, stage)
-    state = make(stage, "md4", MICRO_BATCH)
+    state = make(str(stage), "md4", MICRO_BATCH)
     checkpoint = checkpoints.newest_together(theirs, print)
     assert checkpoint is not None
     assert checkpoint.step == SAVED

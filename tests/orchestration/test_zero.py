@@ -33,6 +33,12 @@ def test_state_moves_between_stages_bit_for_bit(objective, tmp_path):
     assert out.count("ok") == 4
 
 
+def test_state_moves_in_and_out_of_the_memory_of_the_cpu(tmp_path):
+    """Offloaded optimizers of stages 1 to 3 train, are saved and are loaded as all others."""
+    out = launch(tmp_path, 2, "md4", ["1o-2o", "2o-3o", "3o-1"])
+    assert out.count("ok") == 3
+
+
 @pytest.mark.slow
 def test_an_image_network_that_recomputes_activations_trains_in_every_stage(tmp_path):
     assert launch(tmp_path, 2, "unet", ["0-1", "1-2", "2-3", "3-0"]).count("ok") == 4

@@ -2,7 +2,8 @@
 
     python -m tests.orchestration.zero_program FOLDER MODEL A-B...
 
-Prints `stage A -> stage B ok` for each pair that held what it asserts.
+A and B are stages 0 to 3; `2o` is stage 2 with its optimizer's state on the CPU. Prints `stage A -> stage B ok` for
+each pair that held what it asserts.
 """
 
 import os
@@ -67,11 +68,36 @@ def parts(objective: str) -> tuple[MaskedDiffusion, AdamWithEma]:
     return model, AdamWithEma(groups, lr=1e-2, ema=0.9, fused=True)
 
 
-def make(stage: int, objective: str, micro_batch: int | None = None) -> EngineState:
+def make(stage: str, objective: str, micro_batch: int | None = None) -> EngineState:
+    """stage: "0" to "3", with an "o" behind it if the optimizer's state lies in the CPU's memory."""
     model, optimizer = parts(objective)
-    cut = passes(micro_batch)
-    engine = initialize(model, optimizer, stage=stage, micro_batch=cut.size, accumulation=cut.count, clip_norm=CLIP)
-    return EngineState(engine, optimizer)
+    cut, offload = passes(micro_batch), stage.endswith("o")
+    engine = initialize(
+        model,
+        optimizer,
+        stage=int(stage.removesuffix("o")),
+        micro_batch=cut.size,
+        accumulation=cut.count,
+        clip_norm=CLIP,
+        offload=offload,
+    )
+    assert engine.zero_cpu_offload() == offload
+    state = EngineState(engine, optimizer)
+    check_shares(state)
+    return state
+
+
+def check_shares(state: EngineState) -> None:
+    """A worker holds its part of the moments and of the average, and no more (some elements of padding aside)."""
+    groups, world = len(state.optimizer.param_groups), dist.get_world_size()
+    whole = sum(shape.numel() for shape in state.shapes.values())
+    share = whole if state.stage == 0 else whole / world
+    # At most an element for each parameter and worker, and 4 for each worker and group.
+    padding = (len(state.shapes) + 4 * groups) * world
+    for kind in state.kinds[1:]:
+        held = {values[kind].untyped_storage().data_ptr(): values[kind] for values in state.optimizer.state.values()}
+        elements = sum(values.untyped_storage().nbytes() // 4 for values in held.values())
+        assert abs(elements - share) <= padding, (kind, elements, share)
 
 
 def batch(step: int) -> torch.Tensor:
@@ -156,7 +182,7 @@ def join() -> None:
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
 
 
-def main(folder: Path, objective: str, pairs: list[tuple[int, int]]) -> None:
+def main(folder: Path, objective: str, pairs: list[tuple[str, str]]) -> None:
     join()
     plain = train_plainly(objective, STEPS)
     for old, new in pairs:
@@ -164,7 +190,7 @@ def main(folder: Path, objective: str, pairs: list[tuple[int, int]]) -> None:
         bounds = train(first, 0, STEPS)
         assert agree(bounds, plain), (bounds, plain)
         check_powers(first)
-        writer = Writer(folder / str(old), Retention())
+        writer = Writer(folder / old, Retention())
         writer.save(first, STEPS, {"config": {}})
         writer.finish()
         dist.barrier()
@@ -173,7 +199,7 @@ def main(folder: Path, objective: str, pairs: list[tuple[int, int]]) -> None:
         expected = train(first, STEPS, 2 * STEPS)
 
         second = make(new, objective)
-        checkpoint = checkpoints.newest_together(folder / str(old), print)
+        checkpoint = checkpoints.newest_together(folder / old, print)
         assert checkpoint is not None
         checkpoints.restore(checkpoint, second)
         loaded = everything(second)
@@ -188,4 +214,4 @@ def main(folder: Path, objective: str, pairs: list[tuple[int, int]]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], [tuple(map(int, pair.split("-"))) for pair in sys.argv[3:]])  # type: ignore[misc]
+    main(Path(sys.argv[1]), sys.argv[2], [tuple(pair.split("-")) for pair in sys.argv[3:]])  # type: ignore[misc]
