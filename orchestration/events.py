@@ -6,6 +6,7 @@ since 1970) and what belongs to the kind:
     driver    began, ended          md4 train, with its process and the cluster's nodes
     state     of Ray Train's controller: SCHEDULING, RUNNING, RESTARTING, RESIZING, PREEMPTING, FINISHED, ERRORED
     workers   a group of workers is about to make its first step: how many, from which step, how many were lost
+    damaged   a checkpoint can't be used, and why; the one before is
     hang      the group stood still: for how long, where, and which workers did not come
     preempted, resize   why the workers left their work, after a checkpoint
 """
