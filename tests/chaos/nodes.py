@@ -38,17 +38,16 @@ class Nodes:
     def __init__(self, count: int):
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _HEAD_BYTES}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = Cluster()
+        self._add(num_cpus=0, include_dashboard=False, object_store_memory=_HEAD_BYTES)
         self.address: str = self._cluster.address  # type: ignore[assignment]
-        self._seen: set[psutil.Process] = set()
         self._nodes: list[Any] = []
         self.ensure(count)
 
     def ensure(self, count: int) -> None:
         """Add nodes until there are so many; takes away those that are too many."""
         while len(self._nodes) < count:
-            self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=_NODE_BYTES))
+            self._nodes.append(self._add(num_cpus=1, object_store_memory=_NODE_BYTES))
         while len(self._nodes) > count:
             self._remove(self._nodes[-1])
 
@@ -73,6 +72,12 @@ class Nodes:
         for process in remaining:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def _add(self, **facts: Any) -> Any:
+        handler = signal.getsignal(signal.SIGTERM)
+        node = self._cluster.add_node(**facts)
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which waits half a minute
+        return node
 
     def _remove(self, node: Any) -> None:
         self._nodes.remove(node)
