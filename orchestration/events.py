@@ -8,6 +8,7 @@ since 1970) and what belongs to the kind:
     workers   a group of workers is about to make its first step: how many, from which step, the processes by rank,
               and what was lost with the group before it (`orchestration.goodput`)
     failure   why a group ended, by worker; how many restarts without progress are spent of those allowed; the decision
+    damaged   a checkpoint can't be used, and why; the one before is
     hang      the group stood still: for how long, where, and which workers did not come
     preempted, resize   why the workers left their work, after a checkpoint
     spike     a step was skipped, or the run stopped at it, and why

@@ -45,6 +45,7 @@ class Watchdog:
         self._patience, self._tell = patience, tell
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._count, self._place, self._stepped = 0, "the start", False
+        self._moved = time.monotonic()
         self._done = threading.Event()
         if patience and self._world > 1:
             # A connection of its own: that of the process group may be waiting for something.
@@ -63,6 +64,7 @@ class Watchdog:
 
     def at(self, place: str, step: int) -> None:
         """The worker has come to this place of the loop. Cheap; called by the thread that trains."""
+        self._moved = time.monotonic()
         self._place = f"{place} of step {step}"
         self._count += 1
 
@@ -73,6 +75,7 @@ class Watchdog:
 
     def stepped(self) -> None:
         """A step was made: from now on standing still is not a slow start."""
+        self._moved = time.monotonic()
         self._stepped = True
 
     def close(self) -> None:
@@ -111,7 +114,8 @@ class Watchdog:
         patience = self._patience * (1 if self._stepped else _FIRST_PATIENCE)
         if now - self._answered > patience:
             return f"worker 0 has not answered for {now - self._answered:.0f} s; this worker is at {self._place}"
-        still = now - max(seen.moved for seen in self._seen.values())
+        # Of itself it need not hear: a slow first step is over, and patience short, before the others tell so.
+        still = now - max(self._moved, *(seen.moved for seen in self._seen.values()))
         if still <= patience:
             return None
         last = min(seen.count for seen in self._seen.values())

@@ -156,7 +156,7 @@ class _Training:
 
     def _restore(self) -> int:
         """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
-        checkpoint = checkpoints.newest_together(self.config.checkpoints, print)
+        checkpoint = checkpoints.newest_together(self.config.checkpoints, self._tell_damage)
         if checkpoint is None:
             return 0
         checkpoints.restore(checkpoint, self.state)
@@ -228,6 +228,11 @@ class _Training:
             "spent": self.clock.spent(),
             "skipped": self.spikes.skipped,
         }
+
+    def _tell_damage(self, reason: str) -> None:
+        """Note a checkpoint that is passed over; of the leader. What workers print, a driver does not show."""
+        Events(self.run.path).add("damaged", reason=reason)
+        print(reason, flush=True)
 
     def _tell_hang(self, reason: str) -> None:
         self.events.add("hang", worker=self.rank, reason=reason)

@@ -72,6 +72,7 @@ class S3:
     def reset(self) -> None:
         """An empty bucket, and a proxy that only passes on."""
         self.fails(0)
+        self._proxy.holds.clear()
         self.ask("POST", "/moto-api/reset")
         self.ask("PUT", f"/{BUCKET}")
 
@@ -96,6 +97,13 @@ class S3:
         self._proxy.failed.clear()
         self._proxy.asked.clear()
 
+    def hold(self, pattern: str) -> "Hold":
+        """Have the first request from now on whose line ("PUT /bucket/key") matches wait before it is passed on."""
+        held = Hold(re.compile(pattern))
+        with self._proxy.lock:
+            self._proxy.holds.append(held)
+        return held
+
     @property
     def failed(self) -> Counter[str]:
         """How many requests failed since, by kind."""
@@ -105,6 +113,27 @@ class S3:
     def asked(self) -> list[str]:
         """The requests that came since: method, path, and the range of bytes, if any."""
         return list(self._proxy.asked)
+
+
+class Hold:
+    """One request that waits at the proxy: whoever sent it is in a state that is known, and lasts."""
+
+    def __init__(self, pattern: re.Pattern[str]):
+        self.pattern = pattern
+        self.came = threading.Event()
+        self._answered = threading.Event()
+        self._passes = True
+
+    def release(self, passes: bool = True) -> None:
+        """Pass the request on to the server, or lose it. Without a request yet, the one to come is treated so."""
+        self._passes = passes
+        self._answered.set()
+
+    def wait(self) -> bool:
+        """In the proxy: tell that the request is here, and wait for the word whether it goes on."""
+        self.came.set()
+        self._answered.wait()
+        return self._passes
 
 
 class _Proxy(ThreadingHTTPServer):
@@ -121,7 +150,17 @@ class _Proxy(ThreadingHTTPServer):
         self.draws = random.Random(0)
         self.failed: Counter[str] = Counter()
         self.asked: list[str] = []
+        self.holds: list[Hold] = []
         self.lock = threading.Lock()
+
+    def held(self, line: str) -> Hold | None:
+        """The hold that a request falls under, if any; each takes one request."""
+        with self.lock:
+            for hold in self.holds:
+                if hold.pattern.search(line):
+                    self.holds.remove(hold)
+                    return hold
+        return None
 
     def draw(self, line: str) -> str:
         """What goes wrong with a request; "" for nothing."""
@@ -148,7 +187,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        what = self.server.draw(" ".join([self.command, self.path, self.headers.get("Range", "")]).strip())
+        line = " ".join([self.command, self.path, self.headers.get("Range", "")]).strip()
+        hold = self.server.held(line)
+        if hold is not None and not hold.wait():
+            return self.hang_up()
+        what = self.server.draw(line)
         if what == "slow down":
             return self.answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>")
         if what == "error":

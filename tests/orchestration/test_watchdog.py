@@ -56,5 +56,6 @@ def test_who_is_missing_is_named_and_the_waiting_end(how, said):
     assert all(said in output for status, output in waiting if status == EXIT_CODE), waiting
 
 
-def test_a_group_that_gets_on_is_left_alone():
-    assert launch("end") == [(0, f"worker {rank} done\n") for rank in range(WORLD)]
+@pytest.mark.parametrize("how", ["end", "slow"])
+def test_a_group_that_gets_on_is_left_alone(how):
+    assert launch(how) == [(0, f"worker {rank} done\n") for rank in range(WORLD)]

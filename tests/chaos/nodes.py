@@ -1,0 +1,121 @@
+"""A cluster of several nodes on this machine, whose processes can be found and killed one by one."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestration.cluster import ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[2]
+_HEAD_BYTES, _NODE_BYTES = 150 << 20, 80 << 20  # of their object stores
+
+
+def set_environment(folder: Path) -> None:
+    """For Ray and all processes that it starts from here; before anything imports Ray.
+
+    folder: where its sessions go, apart from other clusters'. A short path: sockets lie below it.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),  # what is tested is the code beside this
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": str(folder),
+    }
+
+
+class Nodes:
+    """A head without CPUs and nodes of one CPU, each of which holds one worker. Use from the main thread alone."""
+
+    def __init__(self, count: int):
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster()
+        self._add(num_cpus=0, include_dashboard=False, object_store_memory=_HEAD_BYTES)
+        self.address: str = self._cluster.address  # type: ignore[assignment]
+        self._nodes: list[Any] = []
+        self.ensure(count)
+
+    def ensure(self, count: int) -> None:
+        """Add nodes until there are so many; takes away those that are too many."""
+        while len(self._nodes) < count:
+            self._nodes.append(self._add(num_cpus=1, object_store_memory=_NODE_BYTES))
+        while len(self._nodes) > count:
+            self._remove(self._nodes[-1])
+
+    def workers(self) -> list[int]:
+        """Processes in which Ray Train's workers live."""
+        return [pid for node in self._nodes for pid in _workers_of(node)]
+
+    def kill_node_of(self, worker: int) -> None:
+        """SIGKILL to all of the node that a worker is on, its raylet first, as when a machine loses power."""
+        node = next(node for node in self._nodes if worker in _workers_of(node))
+        below = _below(node)
+        for process in [_raylet(node), *below]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._remove(node)
+
+    def close(self) -> None:
+        """End all of it, stopped processes too."""
+        remaining = [process for node in self._nodes for process in _below(node)]
+        with suppress(Exception):  # of processes that are gone already
+            self._cluster.shutdown()
+        for process in remaining:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _add(self, **facts: Any) -> Any:
+        handler = signal.getsignal(signal.SIGTERM)
+        node = self._cluster.add_node(**facts)
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which waits half a minute
+        return node
+
+    def _remove(self, node: Any) -> None:
+        self._nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+
+def _raylet(node: Any) -> psutil.Process:
+    (info,) = node.all_processes["raylet"]
+    return psutil.Process(info.process.pid)
+
+
+def _below(node: Any) -> list[psutil.Process]:
+    try:
+        return _raylet(node).children(recursive=True)
+    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return []
+
+
+def _workers_of(node: Any) -> list[int]:
+    found = []
+    for process in _below(node):
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def signal_all(processes: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to those that are still there."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def wait_until_gone(processes: Iterable[int], seconds: float = 20) -> None:
+    """TimeoutError if one of them is still there by then."""
+    end, left = time.monotonic() + seconds, list(processes)
+    while left := [pid for pid in left if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
+        if time.monotonic() > end:
+            raise TimeoutError(f"processes {left} did not end within {seconds:.0f} s")
+        time.sleep(0.05)
