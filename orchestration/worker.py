@@ -22,13 +22,13 @@ from ray.train.torch import get_device
 from md4 import documents, noise
 from md4.flops import PassFlops
 from md4.genmd4 import GenMD4
-from md4.likelihood import mean_and_error, nelbo, ratio_and_error
 from md4.model import build, drop_labels
 from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints, powers, progress
 from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.clock import Clock
-from orchestration.config import Config, validate
+from orchestration.config import Config
+from orchestration.config import validate as checked
 from orchestration.devices import peak_flops
 from orchestration.events import Events
 from orchestration.goodput import Goodput, handover
@@ -40,6 +40,7 @@ from orchestration.policies import Preempted
 from orchestration.runs import Run, rewind
 from orchestration.spikes import Spikes
 from orchestration.tracking import Trackers
+from orchestration.validation import validate
 from orchestration.watchdog import Watchdog
 from orchestration.zero import EngineState, initialize
 from pipelines.ledger import Ledger
@@ -72,7 +73,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `{"step": last step}`, or `{"error": message}` when going on makes no sense and a restart would not help.
     """
-    config = validate(job["config"])
+    config = checked(job["config"])
     torch.set_num_threads(config.train.threads)
     try:
         return {"step": _Training(config, [Folder(place) for place in job["data"]]).fit()}
@@ -495,55 +496,18 @@ class _Training:
         """The powers of a learned schedule, `[V]` on the CPU; None where there is none. Collective."""
         return self.model.schedule().cpu() if isinstance(self.model, GenMD4) else None
 
-    @torch.no_grad()
     def _evaluate(self) -> None:
         """Negative ELBO of some validation rows under the averaged weights, dealt out over the workers."""
         options = self.config.evaluation
         with self.clock.spending("evaluation"):
-            rows = min(options.rows, self.validation.rows)
-            # Every worker makes the same number of passes (ZeRO-3 gathers weights in each): short shares are filled
-            # up with rows that are not counted.
-            share = math.ceil(rows / self.world)
-            places = torch.arange(share) * self.world + self.rank
-            counted = places < rows
-            ids = places.clamp(max=rows - 1) * self.validation.rows // rows  # evenly spaced over the split
-            bits, weights = [], []
-            with self.state.averaged():
-                for part in ids.split(self.passes.size):
-                    self.watchdog.at("the evaluation", self.step)
-                    rows_of_part, labels = self.validation.read_labelled(part.numpy())
-                    tokens = torch.as_tensor(rows_of_part, dtype=torch.int64, device=self.device)
-                    real = None if self.end_of_rows is None else documents.no_padding(tokens, self.end_of_rows)
-                    nats = nelbo(
-                        self.model,
-                        tokens,
-                        draws=options.draws,
-                        seed=noise.key(self.seed, "evaluation"),
-                        ids=part.to(self.device),
-                        estimator=options.estimator,
-                        labels=self._labels(labels),
-                        real=real,
-                    )
-                    # Of padded rows bits and tokens apart: the figure is the ratio of their sums.
-                    bits.append(bits_per_token(nats.mean(1), tokens.shape[1] if real is None else 1).cpu())
-                    weights.append(torch.ones(len(part)) if real is None else real.sum(1).cpu())
-            everyone: list[Any] = [None] * self.world
-            dist.all_gather_object(everyone, (torch.cat(bits)[counted], torch.cat(weights)[counted]))
-            values, tokens = (torch.cat(column) for column in zip(*everyone, strict=True))
-            if self.end_of_rows is None:
-                mean, error = mean_and_error(values)
-            else:
-                mean, error = ratio_and_error(values, tokens, torch.arange(rows))
-        self.evaluated = {"bits_per_token": mean, "standard_error": error}
+            found = validate(
+                self.model, self.state, self.validation, options, self.passes.size, self.seed, self.device,
+                self._labels, lambda: self.watchdog.at("the evaluation", self.step),
+            )  # fmt: skip
+        self.evaluated = {"bits_per_token": found.mean, "standard_error": found.error}
         if self.rank == 0:
-            self._log(
-                "evaluation",
-                bits_per_token=mean,
-                standard_error=error,
-                rows=rows,
-                draws=options.draws,
-                estimator=options.estimator,
-            )
+            rows = min(options.rows, self.validation.rows)
+            self._log("evaluation", **self.evaluated, rows=rows, draws=options.draws, estimator=options.estimator)
 
     def _save(self) -> None:
         with self.clock.spending("checkpoint"):
