@@ -274,6 +274,8 @@ def _phases(
 
     if stage < 2:
         gradients = traced.gradients if passes == 1 else elements * _FLOAT + underway
+        if stage == 1:  # the bucket is there from the first gradient on, although it is filled later
+            transient[traced.ready[0][0] :] += bucket * _FLOAT
         yield "backward", _highest(traced, gradients, transient + buffers)
         if stage == 0:
             yield "reduction", (elements * _FLOAT, 0, 0, min(elements, _WHOLE_BUCKET) * _FLOAT)
