@@ -56,7 +56,7 @@ def test_a_step_is_left_out_alike_in_every_stage(stage, kind):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         plain.step()
 
-    state = make(stage, "md4")
+    state = make(str(stage), "md4")
     engine = state.engine
     for step in range(3):
         factor = {"gradient": float("nan"), "idle": 1e4}[kind] if step == 1 else 1.0
