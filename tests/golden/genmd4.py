@@ -30,7 +30,8 @@ def check_genmd4_loss(file: Vectors, compare: Comparisons) -> None:
     for name, value in {"max": powers.max(), "min": powers.min(), "avg": powers.mean()}.items():
         compare.close(f"out:power_{name}", value, file[f"out:power_{name}"], TOLERANCE, floor=0)
 
-    diffusion, score, reconstruction = terms = model.terms(tokens, z, t, powers, file.labels)
+    terms = model.terms(tokens, z, t, powers, file.labels)
+    diffusion, score, reconstruction = terms.diffusion, terms.score, terms.reconstruction
     for copy in (0, 1):
         theirs = file[f"loss_diff_{copy + 1}_nats"]
         compare.close(f"loss_diff_{copy + 1}_nats", diffusion[:, copy], theirs, TOLERANCE, floor=0)
