@@ -1,0 +1,343 @@
+/** The page: asks the service for samples as the form says, and shows them as they come about. */
+
+import { Refused, read, sample } from "./api.js";
+import { Card } from "./card.js";
+import { $, copier, make, showFacts } from "./elements.js";
+import { MaskEditor, readPicture, toLevels } from "./mask_editor.js";
+import { Player } from "./player.js";
+import { Settings, typed } from "./settings.js";
+
+const ANNOUNCE_MS = 1000; // how often progress is told to who hears the page
+
+let served = null; // the model's description
+let schemas = null; // of the OpenAPI document
+let settings = null;
+let editor = null;
+let cards = [];
+let running = null; // the AbortController of the request under way
+let dirty = false; // a frame is due
+
+const player = new Player(
+  { box: $("player"), slider: $("time"), play: $("play"), back: $("back"), forward: $("forward") },
+  () => redraw(),
+);
+
+const key = () => $("key").value.trim();
+const number = (count) => count.toLocaleString("en");
+const seconds = (time) => (time === null || time === undefined ? null : `${time.toFixed(time < 0.1 ? 3 : 2)} s`);
+
+// --- the model ---
+
+async function connect(model = null) {
+  try {
+    const names = (await read("v1/models", key())).data.map(({ id }) => id);
+    schemas ??= (await read("openapi.json", key())).components.schemas;
+    served = await read(`v1/model${model ? `?model=${encodeURIComponent(model)}` : ""}`, key());
+    $("model").replaceChildren(...names.map((name) => new Option(name, name, false, name === served.name)));
+    $("model-choice").hidden = names.length < 2;
+  } catch (error) {
+    complain(error);
+    return;
+  }
+  tell("");
+  $("problem").hidden = true;
+  describe();
+}
+
+function describe() {
+  const { shape } = served;
+  const kind = shape
+    ? `images, ${shape[1]} × ${shape[0]}${shape[2] > 1 ? " in colour" : ""}, ${served.vocab_size} levels`
+    : `text, ${number(served.length)} tokens of ${served.vocabulary}`;
+  showFacts($("model-facts"), [
+    ["Model", served.name],
+    ["Weights", make("code", { textContent: served.hash.slice(0, 12), title: served.hash }), served.hash],
+    ["Step", number(served.step)],
+    ["Makes", kind],
+  ]);
+  document.title = `md4: ${served.name}`;
+  $("version").textContent = `md4 ${served.version}`;
+  $("text-part").hidden = Boolean(shape);
+  $("length-field").hidden = Boolean(shape);
+  $("image-part").hidden = !shape;
+  $("length").placeholder = served.length;
+  $("label-field").hidden = !served.classes;
+  $("label").placeholder = `0 to ${served.classes - 1}`;
+  for (const field of document.querySelectorAll("#main-settings > .field:has([id^=set-]), #own-settings > .field")) {
+    field.remove();
+  }
+  settings = new Settings($("main-settings"), $("own-settings"), schemas, served);
+  $("by-age").checked = !shape;
+  editor?.close();
+  editor = shape ? new MaskEditor($("editor"), shape, served.vocab_size, drawn) : null;
+  if (editor) {
+    editor.tool = $("ask").elements.tool.value;
+    brushed();
+    drawn(editor, "");
+  }
+  $("run").disabled = false;
+}
+
+/** The mask editor has changed. */
+function drawn(changed, words) {
+  const [height, width] = changed.shape;
+  $("editor-count").textContent = `${number(changed.holes)} of ${number(width * height)} hidden`;
+  if (words) $("editor-said").textContent = words;
+}
+
+// --- a request ---
+
+/** What the form asks for; null, after a word to the user, if there is nothing to ask. */
+function request() {
+  const body = { count: typed($("count").value || "1") };
+  if ($("model").options.length > 1) body.model = served.name;
+  if (served.shape) {
+    if (!editor.holes) {
+      complain(new Refused(0, "Nothing is hidden: hide a part of the image, it will be filled."));
+      $("editor").focus();
+      return null;
+    }
+    if (editor.holes < editor.hidden.length) body.pixels = editor.wanted;
+  } else {
+    if ($("prompt").value) body.prompt = $("prompt").value;
+    if ($("length").value.trim()) body.length = typed($("length").value);
+  }
+  if ($("seed").value.trim()) body.seed = typed($("seed").value);
+  if (served.classes && $("label").value.trim()) body.label = typed($("label").value);
+  if (Object.keys(settings.changes).length) body.sampling = settings.changes;
+  return body;
+}
+
+/** The form's request as a command. */
+function curl() {
+  const quoted = (words) => `'${words.replaceAll("'", "'\\''")}'`;
+  const address = new URL("v1/samples", document.baseURI).href;
+  const allowed = key() ? " -H \"authorization: Bearer $KEY\"" : "";
+  return `curl ${quoted(address)} -H 'content-type: application/json'${allowed} -d ${quoted(JSON.stringify(request() ?? {}))}`;
+}
+
+async function run() {
+  forgive();
+  const body = request();
+  if (!body || running) return;
+  running = new AbortController();
+  busy(true);
+  cards = [];
+  $("samples").replaceChildren();
+  showFacts($("run-facts"), []);
+  $("player").hidden = true;
+  tell("Waiting for the first call…");
+  const began = performance.now();
+  const passed = () => (performance.now() - began) / 1000;
+  let first = null;
+  let told = 0;
+  try {
+    for await (const event of sample(body, key(), running.signal)) {
+      if (event.type === "begun") begin(event);
+      if (event.type === "step") {
+        if (first === null && event.positions.length) first = passed();
+        cards[event.sample].replay.add(event);
+        player.extend(Math.max(player.total, event.call + 1));
+        redraw();
+        if (performance.now() - told > ANNOUNCE_MS) {
+          told = performance.now();
+          tell(`Sampling: ${progress()}`);
+        }
+      }
+      if (event.type === "done") finish(event.answer, passed(), first);
+    }
+  } catch (error) {
+    if (error.name === "AbortError") tell(`Cancelled. ${cards.length ? `Kept: ${progress()}.` : ""}`);
+    else complain(error);
+  } finally {
+    running = null;
+    busy(false);
+    redraw();
+  }
+}
+
+function begin({ samples, model }) {
+  player.reset();
+  cards = samples.map((one, index) => new Card(index, one, { ...served, ...model }, { useSeed, edit }));
+  $("samples").replaceChildren(...cards.map((card) => card.element));
+  redraw();
+}
+
+function finish(answer, took, first) {
+  answer.samples.forEach((one, index) => (cards[index].answer = one));
+  player.extend(Math.max(player.total, ...answer.samples.map((one) => one.calls)));
+  const { model, settings: used, timings = {} } = answer;
+  const calls = answer.samples.map((one) => one.calls);
+  const seed = answer.samples[0].seed;
+  const waited = timings.queue_ms === undefined ? answer.queue_s : timings.queue_ms / 1000;
+  showFacts($("run-facts"), [
+    ["Model", served.name],
+    ["Weights", make("code", { textContent: model.hash.slice(0, 12), title: model.hash }), model.hash],
+    ["Step", number(model.step)],
+    ["Seed", calls.length > 1 ? `${seed} to ${seed + calls.length - 1}` : seed, String(seed)],
+    ["Sampler", used.sampler.replaceAll("_", " ")],
+    ["Network calls", spread(calls)],
+    ["Time", seconds(took)],
+    ["First token", seconds(first)],
+    ["Waited", seconds(waited)],
+  ]);
+  tell(`Done: ${count(calls.length, "sample")} in ${seconds(took)}.`);
+}
+
+/** Numbers in words: the one that all are, or the least and the most. */
+function spread(numbers) {
+  const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
+  return least === most ? number(most) + (numbers.length > 1 ? " each" : "") : `${number(least)} to ${number(most)}`;
+}
+
+const count = (some, what) => `${number(some)} ${what}${some === 1 ? "" : "s"}`;
+
+function progress() {
+  const unknown = cards.reduce((sum, { replay }) => sum + replay.unknown, 0);
+  const revealed = cards.reduce((sum, { replay }) => sum + replay.after(player.total).revealed, 0);
+  return `${number(revealed)} of ${number(unknown)} revealed, ${count(player.total, "call")}`;
+}
+
+function busy(yes) {
+  const [on, off] = yes ? [$("cancel"), $("run")] : [$("run"), $("cancel")];
+  on.disabled = false;
+  // Who has just pressed the button that goes out goes on at the other one.
+  if (document.activeElement === off) on.focus();
+  off.disabled = true;
+  $("result").setAttribute("aria-busy", yes);
+}
+
+// --- what is shown ---
+
+/** Draw the moment that the player is at, with the next frame. */
+function redraw() {
+  if (dirty) return;
+  dirty = true;
+  requestAnimationFrame(() => {
+    dirty = false;
+    const { calls, total } = player;
+    const byAge = $("by-age").checked;
+    $("samples").classList.toggle("by-age", byAge);
+    $("legend").hidden = Boolean(served?.shape) && !byAge;
+    for (const card of cards) card.draw(calls, total, running === null, byAge);
+    const moment = calls ? `After ${number(calls)} of ${count(total, "call")}` : `Before the first of ${count(total, "call")}`;
+    $("moment").textContent = moment + changes(calls);
+    $("time").setAttribute("aria-valuetext", moment + changes(calls));
+    $("time").style.setProperty("--share", total ? calls / total : 0);
+  });
+}
+
+/** What the last call that is shown changed. */
+function changes(calls) {
+  const newest = cards.map(({ replay }) => replay.after(calls).newest).filter(Boolean);
+  const revealed = newest.reduce((sum, step) => sum + step.positions.length, 0);
+  const hidden = newest.reduce((sum, step) => sum + step.hidden.length, 0);
+  return (revealed ? `: ${number(revealed)} revealed` : "") + (hidden ? `${revealed ? "," : ":"} ${number(hidden)} masked again` : "");
+}
+
+function tell(words) {
+  $("status").textContent = words;
+}
+
+function complain(error) {
+  if (!(error instanceof Refused)) console.error(error);
+  $("problem").textContent = error instanceof Refused ? error.message : `This page has a fault: ${error.message}`;
+  $("problem").hidden = false;
+  tell("");
+  if (error.status === 401) {
+    $("more").open = true;
+    $("key").focus();
+  }
+  // "sampling.steps=0: ..." and "count=0: ..." name the field that is wrong.
+  const name = /^(?:sampling\.)?(\w+)[=: ]/.exec($("problem").textContent)?.[1];
+  const field = name && ($(`set-${name}`) ?? $(name));
+  if (field instanceof HTMLElement && field.matches("#ask :is(input, select, textarea)")) {
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-errormessage", "problem");
+  }
+}
+
+function forgive() {
+  $("problem").hidden = true;
+  for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+}
+
+// --- what the user does ---
+
+function useSeed(seed) {
+  $("seed").value = seed;
+  $("seed").focus();
+}
+
+function edit(levels, words) {
+  editor.open(levels, `${words} is on the drawing board`);
+  $("editor").scrollIntoView({ block: "nearest" });
+  $("editor").focus();
+}
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  run();
+});
+$("cancel").addEventListener("click", () => running?.abort());
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") running?.abort();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
+});
+$("model").addEventListener("change", () => connect($("model").value));
+$("key").addEventListener("change", () => {
+  sessionStorage.setItem("md4 key", key());
+  if (!served) connect();
+});
+$("by-age").addEventListener("change", redraw);
+
+$("insert-hole").addEventListener("click", () => {
+  const size = Math.max(1, Math.min(100_000, Math.round(Number($("hole-size").value)) || 1));
+  const area = $("prompt");
+  area.setRangeText(size === 1 ? "_" : `_{${size}}`, area.selectionStart, area.selectionEnd, "end");
+  area.focus();
+});
+
+for (const tool of document.querySelectorAll("[name=tool]")) {
+  tool.addEventListener("change", () => (editor.tool = tool.value));
+}
+function brushed() {
+  $("brush-size").textContent = `${$("brush").value} px`;
+  if (editor) {
+    editor.brush = Number($("brush").value);
+    editor.draw();
+  }
+}
+$("brush").addEventListener("input", brushed);
+$("paint").addEventListener("input", () => {
+  const channels = [1, 3, 5].map((at) => Number.parseInt($("paint").value.slice(at, at + 2), 16));
+  editor.shade = toLevels(channels, served.shape[2], served.vocab_size);
+  $("ask").elements.tool.value = editor.tool = "paint";
+});
+$("hide-all").addEventListener("click", () => editor.all(true));
+$("show-all").addEventListener("click", () => editor.all(false));
+$("invert").addEventListener("click", () => editor.invert());
+$("rect-apply").addEventListener("click", () => {
+  forgive();
+  try {
+    editor.rectangle(...["x", "y", "w", "h"].map((side) => Number($(`rect-${side}`).value.trim() || NaN)));
+  } catch (error) {
+    complain(error instanceof RangeError ? new Refused(0, error.message) : error);
+  }
+});
+$("upload").addEventListener("change", async () => {
+  forgive();
+  const [file] = $("upload").files;
+  if (!file) return;
+  try {
+    editor.open(await readPicture(file, served.shape, served.vocab_size), `${file.name} is on the drawing board`);
+  } catch {
+    complain(new Refused(0, `${file.name} is no picture that this browser can read.`));
+  }
+  $("upload").value = "";
+});
+$("copy-request").replaceWith(copier("Copy as curl", curl));
+
+$("key").value = sessionStorage.getItem("md4 key") ?? "";
+brushed();
+connect();
