@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from md4 import samplers
 from md4.errors import UserError
@@ -52,6 +53,13 @@ class Sample(BaseModel):
     )
 
 
+class ModelFacts(BaseModel):
+    """Which weights answered."""
+
+    hash: str = Field(description="of the weights")
+    step: int = Field(description="training step")
+
+
 @dataclass(frozen=True)
 class Answer:
     """The result of one request."""
@@ -60,6 +68,9 @@ class Answer:
     settings: SamplingConfig  # resolved
     network_calls: int  # forward passes of the run that the request was part of
     seconds: float  # of that run
+    model: ModelFacts
+    queue_s: float = 0.0  # from the request's arrival until its first row was started
+    first_token_s: float | None = None  # from its arrival until its first token; None where nothing was to sample
 
     @property
     def mode(self) -> str:
@@ -210,16 +221,27 @@ def answer(
     A request for which the network's answer was no prediction gets a `UserError` in its place; the others are unharmed.
     """
     results = samplers.run(loaded.model, jobs, batch_size)
-    return [_read(loaded, request, job, result) for request, job, result in zip(requests, jobs, results, strict=True)]
+    return [read(loaded, request, job, result) for request, job, result in zip(requests, jobs, results, strict=True)]
 
 
-def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples) -> Answer | UserError:
+def facts(loaded: "Loaded") -> ModelFacts:
+    """Which weights these are."""
+    return ModelFacts(hash=loaded.weights_hash, step=loaded.step)
+
+
+def text_end(request: Request, job: Job, tokens: Tensor, event: Tensor) -> tuple[int, bool]:
+    """Where the text in a row `[T]` ends, and whether a stop token that was sampled ends it."""
+    ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
+    return (ends[0] + 1, True) if ends else (min(len(tokens), request.length or len(tokens)), False)
+
+
+def read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples) -> Answer | UserError:
+    """The tokens of a request's rows in words; an error if the network's answer to one of them was no prediction."""
     if bool(result.broken.any()):
         return UserError("the network answered with NaN or infinity: the model is damaged or its training diverged")
     found = []
     for row, (tokens, event) in enumerate(zip(result.tokens, result.event, strict=True)):
-        ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
-        end = ends[0] + 1 if ends else min(len(tokens), request.length or len(tokens))
+        end, stopped = text_end(request, job, tokens, event)
         found.append(
             Sample(
                 text=loaded.vocabulary.decode(tokens[:end].numpy()),
@@ -227,11 +249,11 @@ def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples
                 calls=int(result.calls[row]),
                 draws=int(result.row_draws[row]),
                 counted={name: int(count[row]) for name, count in result.counted.items()},
-                stopped=None if job.stop is None else bool(ends),
+                stopped=None if job.stop is None else stopped,
                 order=event[:end].tolist() if request.order else None,
             )
         )
-    return Answer(found, result.settings, result.network_calls, result.seconds)
+    return Answer(found, result.settings, result.network_calls, result.seconds, facts(loaded))
 
 
 def sample(
