@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from md4 import samplers
 from md4.errors import UserError
@@ -27,9 +28,9 @@ LENGTH_LIMIT = 2**16  # tokens of one text
 class Request:
     """Some samples of one prompt. Sample i has the seed `seed + i`: asked for alone by that seed, it is the same.
 
-    The canvas begins with the prompt, given in words or as `tokens`, and has `length` tokens. Or, with `fill`, it is the
-    prompt, that many tokens to write, and the `suffix`; if that is more than the network sees at once and the settings
-    have no `block`, it is written in blocks of half of what it sees.
+    The canvas begins with the prompt, given in words or as `tokens`, and has `length` tokens. Or, with `fill`, it is
+    the prompt, that many tokens to write, and the `suffix`; if that is more than the network sees at once and the
+    settings have no `block`, it is written in blocks of half of what it sees.
     """
 
     prompt: str | None = None  # `_` for a position to fill; shorter than the canvas: the beginning of the text
@@ -69,6 +70,13 @@ class Sample(BaseModel):
     )
 
 
+class ModelFacts(BaseModel):
+    """Which weights answered."""
+
+    hash: str = Field(description="of the weights")
+    step: int = Field(description="training step")
+
+
 @dataclass(frozen=True)
 class Answer:
     """The result of one request."""
@@ -77,6 +85,9 @@ class Answer:
     settings: SamplingConfig  # resolved
     network_calls: int  # forward passes of the run that the request was part of
     seconds: float  # of that run
+    model: ModelFacts
+    queue_s: float = 0.0  # from the request's arrival until its first row was started
+    first_token_s: float | None = None  # from its arrival until its first token; None where nothing was to sample
 
     @property
     def mode(self) -> str:
@@ -277,13 +288,25 @@ def answer(
     A request for which the network's answer was no prediction gets a `UserError` in its place; the others are unharmed.
     """
     results = samplers.run(loaded.model, jobs, batch_size)
-    return [_read(loaded, request, job, result) for request, job, result in zip(requests, jobs, results, strict=True)]
+    return [read(loaded, request, job, result) for request, job, result in zip(requests, jobs, results, strict=True)]
 
 
-def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples) -> Answer | UserError:
+def facts(loaded: "Loaded") -> ModelFacts:
+    """Which weights these are."""
+    return ModelFacts(hash=loaded.weights_hash, step=loaded.step)
+
+
+def text_end(request: Request, job: Job, tokens: Tensor, event: Tensor) -> tuple[int, bool]:
+    """Where the text in a row `[T]` ends, and whether a stop token that was sampled ends it."""
+    ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
+    return (ends[0] + 1, True) if ends else (min(len(tokens), request.length or len(tokens)), False)
+
+
+def read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples) -> Answer | UserError:
+    """The tokens of a request's rows in words; an error if the network's answer to one of them was no prediction."""
     if bool(result.broken.any()):
         return UserError("the network answered with NaN or infinity: the model is damaged or its training diverged")
-    length, begin, behind = request.length, 0, 0
+    length, begin, behind = request.length or job.canvas.shape[1], 0, 0
     if request.fill is not None:
         begin, after = map(len, _given(loaded, request))
         behind = begin + request.fill
@@ -291,8 +314,8 @@ def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples
         begin = 0 if request.echo else begin
     found = []
     for row, (tokens, event) in enumerate(zip(result.tokens, result.event, strict=True)):
-        ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
-        end = ends[0] + 1 if ends else min(len(tokens), length or len(tokens))
+        end, stopped = text_end(request, job, tokens, event)
+        end = min(end, length)
         found.append(
             Sample(
                 text=loaded.vocabulary.decode(tokens[:end].numpy()),
@@ -300,16 +323,16 @@ def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples
                 calls=int(result.calls[row]),
                 draws=int(result.row_draws[row]),
                 counted={name: int(count[row]) for name, count in result.counted.items()},
-                stopped=None if job.stop is None else bool(ends),
+                stopped=None if job.stop is None else stopped,
                 order=event[:end].tolist() if request.order else None,
-                prompt_tokens=int((event[:end] == KNOWN).sum()),
+                prompt_tokens=int((event[:length] == KNOWN).sum()),
                 completion_tokens=int((event[:end] != KNOWN).sum()),
                 completion=None
                 if request.fill is None
-                else loaded.vocabulary.decode(tokens[begin : ends[0] if ends else behind].numpy()),
+                else loaded.vocabulary.decode(tokens[begin : end - 1 if stopped else behind].numpy()),
             )
         )
-    return Answer(found, result.settings, result.network_calls, result.seconds)
+    return Answer(found, result.settings, result.network_calls, result.seconds, facts(loaded))
 
 
 def sample(
