@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from md4 import samplers
 from md4.errors import UserError
 from md4.samplers import Job, SamplingConfig
 from md4.samplers.rows import KNOWN
-from pipelines.vocabularies import END_OF_TEXT, one_token
+from md4.samplers.settings import SAMPLERS
+from pipelines.vocabularies import END_OF_TEXT, HOLE, one_token
 
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
@@ -24,7 +26,12 @@ LENGTH_LIMIT = 2**16  # tokens of one text
 
 @dataclass(frozen=True)
 class Request:
-    """Some samples of one prompt. Sample i has the seed `seed + i`: asked for alone by that seed, it is the same."""
+    """Some samples of one prompt. Sample i has the seed `seed + i`: asked for alone by that seed, it is the same.
+
+    The canvas begins with the prompt, given in words or as `tokens`, and has `length` tokens. Or, with `fill`, it is
+    the prompt, that many tokens to write, and the `suffix`; if that is more than the network sees at once and the
+    settings have no `block`, it is written in blocks of half of what it sees.
+    """
 
     prompt: str | None = None  # `_` for a position to fill; shorter than the canvas: the beginning of the text
     count: int = 1
@@ -34,6 +41,12 @@ class Request:
     settings: SamplingConfig = field(default_factory=SamplingConfig)
     order: bool = False  # tell at which network call each token was revealed
     stop: str | None = None  # one token that ends a text; None: `default_stop`
+    tokens: tuple[int | None, ...] | None = None  # instead of a prompt: ids, None for a position to fill
+    literal: bool = False  # `_` is no hole in the prompt and the suffix
+    fill: int | None = None  # tokens to write behind the prompt, instead of a length
+    suffix: str | None = None  # text behind these
+    echo: bool = False  # a completion begins with the prompt
+    longest: int = LENGTH_LIMIT  # tokens that the canvas may have
 
 
 class Sample(BaseModel):
@@ -50,6 +63,18 @@ class Sample(BaseModel):
         description="the text's own network call, from 0, that revealed each token, -1 where the prompt gave it; only "
         "if asked for",
     )
+    prompt_tokens: int = Field(0, description="tokens of the text that were given")
+    completion_tokens: int = Field(0, description="tokens of the text that were written, a stop token included")
+    completion: str | None = Field(
+        None, description="what was written behind the prompt, without a stop token; only of a completion"
+    )
+
+
+class ModelFacts(BaseModel):
+    """Which weights answered."""
+
+    hash: str = Field(description="of the weights")
+    step: int = Field(description="training step")
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,9 @@ class Answer:
     settings: SamplingConfig  # resolved
     network_calls: int  # forward passes of the run that the request was part of
     seconds: float  # of that run
+    model: ModelFacts
+    queue_s: float = 0.0  # from the request's arrival until its first row was started
+    first_token_s: float | None = None  # from its arrival until its first token; None where nothing was to sample
 
     @property
     def mode(self) -> str:
@@ -144,24 +172,26 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
     here: a canvas shorter than the model's is filled up with padding, and the text has (at most) the length asked for.
     """
     model, shape = loaded.config.model, loaded.config.data.shape
+    known, behind = _given(loaded, request)
     length = model.length if request.length is None else request.length
+    if request.fill is not None:
+        length = len(known) + request.fill + len(behind)
+    longest = max(request.longest, model.length)
     if shape is not None and length != model.length:
         size = " x ".join(map(str, shape))
         raise UserError(f"length is {length}; this model makes images of {size}: {model.length} tokens")
-    if not 1 <= length <= max(LENGTH_LIMIT, model.length):
-        raise UserError(f"length is {length}; allowed are 1 to {max(LENGTH_LIMIT, model.length):,} tokens")
+    if not 1 <= length <= longest:
+        asked = "length" if request.fill is None else "the length of prompt, completion and suffix together"
+        raise UserError(f"{asked} is {length}; allowed are 1 to {longest:,} tokens")
+    if len(known) > length:
+        raise UserError(f"the prompt has {len(known)} tokens, the canvas only {length}")
     if request.count < 1:
         raise UserError(f"count is {request.count}; at least 1 is needed")
     if not 0 <= request.seed <= SEED_LIMIT - request.count:
         raise UserError(f"seed is {request.seed}; it must lie between 0 and {SEED_LIMIT - request.count}")
     canvas = torch.full((length,), loaded.model.mask_id)
-    if request.prompt is not None:
-        if not request.prompt:
-            raise UserError("the prompt is empty; leave it out to sample without one")
-        known = torch.from_numpy(loaded.vocabulary.encode_prompt(_proper(request.prompt, "prompt")))
-        if len(known) > length:
-            raise UserError(f"the prompt has {len(known)} tokens, the canvas only {length}")
-        canvas[: len(known)] = known
+    canvas[: len(known)] = known
+    canvas[length - len(behind) :] = behind
     end = loaded.config.data.end_of_rows
     if end is not None and length < model.length:
         canvas = torch.cat([canvas, torch.full((model.length - length,), end)])
@@ -174,7 +204,7 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
     job = Job(
         canvas=canvas.expand(request.count, -1),
         seeds=torch.arange(request.seed, request.seed + request.count),
-        settings=request.settings,
+        settings=_in_blocks(loaded, request, length),
         labels=None if request.label is None else torch.full((request.count,), request.label),
         stop=None if stop is None else _stop_token(loaded, stop),
         window=model.length,
@@ -182,6 +212,54 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
     # Whatever a batch would refuse is refused here, where no other request can be harmed by it.
     samplers.check(loaded.model, job)
     return job
+
+
+def _given(loaded: "Loaded", request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of the prompt `[n]`, the mask id for holes, and of the suffix `[m]`."""
+    if request.tokens is not None and request.prompt is not None:
+        raise UserError("a prompt is given in words or as tokens, not both")
+    if request.suffix is not None and request.fill is None:
+        raise UserError("a suffix needs to know how many tokens to write before it")
+    if request.fill is not None:
+        if request.length is not None:
+            raise UserError("a completion has as many tokens as are to be written: it can't have a length, too")
+        if request.fill < 1:
+            raise UserError(f"{request.fill} tokens are to be written; at least 1 is needed")
+        if loaded.config.data.shape is not None:
+            raise UserError("this model makes images: there is no text to complete")
+    known = torch.empty(0, dtype=torch.int64)
+    if request.tokens is not None:
+        mask = loaded.model.mask_id
+        for place, token in enumerate(request.tokens):
+            if token is not None and not 0 <= token < mask:
+                raise UserError(f"token {token} at position {place} is none of this model: they are 0 to {mask - 1}")
+        known = torch.tensor([mask if token is None else token for token in request.tokens], dtype=torch.int64)
+    elif request.prompt == "" and request.fill is None:
+        raise UserError("the prompt is empty; leave it out to sample without one")
+    elif request.prompt:
+        known = _ids(loaded, request.prompt, "prompt", request.literal)
+    return known, _ids(loaded, request.suffix, "suffix", request.literal) if request.suffix else known[:0]
+
+
+def _ids(loaded: "Loaded", text: str, what: str, literal: bool) -> torch.Tensor:
+    words, text = loaded.vocabulary, _proper(text, what)
+    # Where there is nothing that could be a hole a prompt may be written more freely than text.
+    found = words.encode(text) if literal and HOLE in text else words.encode_prompt(text)
+    return torch.from_numpy(found.astype("int64"))
+
+
+def _in_blocks(loaded: "Loaded", request: Request, length: int) -> SamplingConfig:
+    """The settings; of a completion that is too long for the network, with a block."""
+    settings, window, objective = request.settings, loaded.config.model.length, loaded.model.objective
+    if request.fill is None or length <= window or settings.block is not None:
+        return settings
+    name = settings.resolve(objective).sampler
+    if name is None or "block" not in SAMPLERS[objective][name]:
+        raise UserError(
+            f"prompt, completion and suffix have {length} tokens together, the network sees {window}: the sampler "
+            f"{name} can't write longer texts"
+        )
+    return settings.changed({"block": max(1, window // 2)})
 
 
 def _stop_token(loaded: "Loaded", stop: str) -> int:
@@ -210,16 +288,34 @@ def answer(
     A request for which the network's answer was no prediction gets a `UserError` in its place; the others are unharmed.
     """
     results = samplers.run(loaded.model, jobs, batch_size)
-    return [_read(loaded, request, job, result) for request, job, result in zip(requests, jobs, results, strict=True)]
+    return [read(loaded, request, job, result) for request, job, result in zip(requests, jobs, results, strict=True)]
 
 
-def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples) -> Answer | UserError:
+def facts(loaded: "Loaded") -> ModelFacts:
+    """Which weights these are."""
+    return ModelFacts(hash=loaded.weights_hash, step=loaded.step)
+
+
+def text_end(request: Request, job: Job, tokens: Tensor, event: Tensor) -> tuple[int, bool]:
+    """Where the text in a row `[T]` ends, and whether a stop token that was sampled ends it."""
+    ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
+    return (ends[0] + 1, True) if ends else (min(len(tokens), request.length or len(tokens)), False)
+
+
+def read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples) -> Answer | UserError:
+    """The tokens of a request's rows in words; an error if the network's answer to one of them was no prediction."""
     if bool(result.broken.any()):
         return UserError("the network answered with NaN or infinity: the model is damaged or its training diverged")
+    length, begin, behind = request.length or job.canvas.shape[1], 0, 0
+    if request.fill is not None:
+        begin, after = map(len, _given(loaded, request))
+        behind = begin + request.fill
+        length = behind + after
+        begin = 0 if request.echo else begin
     found = []
     for row, (tokens, event) in enumerate(zip(result.tokens, result.event, strict=True)):
-        ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
-        end = ends[0] + 1 if ends else min(len(tokens), request.length or len(tokens))
+        end, stopped = text_end(request, job, tokens, event)
+        end = min(end, length)
         found.append(
             Sample(
                 text=loaded.vocabulary.decode(tokens[:end].numpy()),
@@ -227,11 +323,16 @@ def _read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples
                 calls=int(result.calls[row]),
                 draws=int(result.row_draws[row]),
                 counted={name: int(count[row]) for name, count in result.counted.items()},
-                stopped=None if job.stop is None else bool(ends),
+                stopped=None if job.stop is None else stopped,
                 order=event[:end].tolist() if request.order else None,
+                prompt_tokens=int((event[:length] == KNOWN).sum()),
+                completion_tokens=int((event[:end] != KNOWN).sum()),
+                completion=None
+                if request.fill is None
+                else loaded.vocabulary.decode(tokens[begin : end - 1 if stopped else behind].numpy()),
             )
         )
-    return Answer(found, result.settings, result.network_calls, result.seconds)
+    return Answer(found, result.settings, result.network_calls, result.seconds, facts(loaded))
 
 
 def sample(

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from md4.samplers import SamplingConfig
-from orchestration.sampling import SEED_LIMIT, Sample
+from orchestration.sampling import SEED_LIMIT, ModelFacts, Sample
 
 
 class SampleRequest(BaseModel):
@@ -42,13 +42,6 @@ class SampleRequest(BaseModel):
         SamplingConfig | None,
         Field(description="changes to the service's own settings; null for one stands for the sampler's default"),
     ] = None
-
-
-class ModelFacts(BaseModel):
-    """Which weights answered."""
-
-    hash: str = Field(description="of the weights")
-    step: int = Field(description="training step")
 
 
 class Timings(BaseModel):

@@ -17,7 +17,7 @@ side. A source that has a test or validation set of its own says so in the names
 """
 
 from pipelines.images.records import NO_LABEL
-from pipelines.images.sources import EXAMPLES, KINDS, SHAPES, Images, digest, open_source, read, read_file
+from pipelines.images.sources import EXAMPLES, KINDS, SHAPES, Images, digest, open_source, read, read_bytes, read_file
 from pipelines.images.tokens import Recipe, brightness, native_levels
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "native_levels",
     "open_source",
     "read",
+    "read_bytes",
     "read_file",
 ]

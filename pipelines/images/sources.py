@@ -97,20 +97,24 @@ def read_file(file: Path, recipe: Recipe) -> tuple[np.ndarray, Notes]:
 
     UserError for a file that cannot be read, or an image that doesn't fit.
     """
+    with opened(str(file)) as stream:
+        return read_bytes(stream.read(), repr(str(file)), recipe)
+
+
+def read_bytes(data: bytes, name: str, recipe: Recipe) -> tuple[np.ndarray, Notes]:
+    """The same of a file's contents; `name` is what messages call it."""
     recipe, notes = replace(recipe, kind="images"), Notes()
     height, width, _ = recipe.shape
-    with opened(str(file)) as stream:
-        data = stream.read()
     try:
         picture = decoded(data)
         if recipe.fit == "exact" and picture.size != (width, height):
             raise UserError(
-                f"image {str(file)!r} is {picture.height} high and {picture.width} wide, "
+                f"image {name} is {picture.height} high and {picture.width} wide, "
                 f"but the model's images are {height} high and {width} wide"
             )
         return quantised(pixels_of(data, recipe, notes), recipe), notes
     except Rejected as error:
-        raise UserError(f"image {str(file)!r}: {error}") from error
+        raise UserError(f"image {name}: {error}") from error
 
 
 def digest(unit: Unit) -> str:
