@@ -6,12 +6,12 @@ STAMP := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo demo-images test test-slow lint format bench clean
+.PHONY: help setup chromium demo demo-images test test-slow lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup: $(STAMP)  ## create .venv and install the pinned versions
+setup: $(STAMP) chromium  ## create .venv and install the pinned versions
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
@@ -21,13 +21,25 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 	@echo "setup: done ($$($(BIN)/python -c 'import torch, ray, deepspeed; print("torch", torch.__version__, "ray", ray.__version__, "deepspeed", deepspeed.__version__)' 2>/dev/null))"
 
+# A browser for the tests of the page. Best effort: without one they are skipped, and say so.
+chromium:
+	@if [ -n "$$MD4_CHROMIUM" ] || command -v chromium >/dev/null; then :; \
+	elif ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+		echo "setup: no chromium here; the tests of the page are skipped (MD4_CHROMIUM=PATH names another one)"; \
+	else \
+		echo "setup: installing chromium (apt-get) for the tests of the page"; \
+		install="env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core"; \
+		{ $$install || { apt-get update -qq && $$install; }; } >/dev/null 2>&1 \
+			|| echo "setup: that did not work; the tests of the page are skipped"; \
+	fi
+
 demo: $(STAMP)  ## prepare, train, evaluate, sample, serve: the whole line, about ten minutes on two cores
 	@$(BIN)/python -m orchestration.demo
 
 demo-images: $(STAMP)  ## the same for pixels: handwritten digits, real, noised, denoised and new, in a picture
 	@$(BIN)/python -m orchestration.demo_images
 
-test: $(STAMP)  ## what CI runs
+test: $(STAMP) chromium  ## what CI runs
 	@echo "test: fast tests, cheapest first, then those that need Ray"
 	@$(BIN)/python -m pytest -m "not slow"
 

@@ -91,6 +91,7 @@ export async function* sample(body, key, signal) {
       const { value, done } = await reader.read();
       if (done) throw new Refused(0, "The connection ended before the samples were complete.");
       for (const { type, data } of parser.push(value)) {
+        signal.throwIfAborted(); // what has come is not told to who wants no more
         const event = { ...JSON.parse(data), type };
         if (type === "error") throw new Refused(event.status, event.detail);
         yield event;

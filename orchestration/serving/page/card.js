@@ -22,18 +22,18 @@ export class Card {
     this.words = make("p", { className: "unseen sample-text" });
     this.count = make("span", { className: "hint" });
 
-    const again = make("button", { type: "button", className: "copy", textContent: "Use this seed" });
-    again.setAttribute("aria-label", `Use seed ${seed} for the next samples`);
+    const again = make("button", { type: "button", className: "minor", textContent: "Keep seed" });
+    again.setAttribute("aria-label", `Keep seed ${seed} for the next samples`);
     again.addEventListener("click", () => actions.useSeed(seed));
-    const copying = copier(shape ? "Copy levels" : "Copy text", () => this.text);
+    const copying = copier("Copy", () => this.text);
     const buttons = make("div", { className: "row" }, copying, again);
     if (shape) {
-      const edit = make("button", { type: "button", className: "copy", textContent: "Edit" });
+      const edit = make("button", { type: "button", className: "minor", textContent: "Edit" });
       edit.setAttribute("aria-label", `Edit ${this.name.toLowerCase()}`);
       edit.addEventListener("click", () => actions.edit(this.view.levels(this.calls), this.name));
       buttons.prepend(edit);
     }
-    const title = make("h3", {}, this.name, make("span", { className: "seed", textContent: `seed ${seed}` }));
+    const title = make("h2", {}, this.name, make("span", { className: "seed", textContent: `seed ${seed}` }));
     const head = make("div", { className: "row spread" }, title, this.count);
     this.element = make("li", { className: shape ? "card image" : "card" }, head, this.view.element, this.words, buttons);
   }

@@ -21,12 +21,25 @@ export function showFacts(list, rows) {
   );
 }
 
+/** Tell something to who hears the page. */
+export function say(words) {
+  $("said").textContent = words;
+}
+
+/** A sign from the symbols at the end of index.html. */
+function sign(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  svg.setAttribute("aria-hidden", "true");
+  use.setAttribute("href", `#${name}-sign`);
+  svg.append(use);
+  return svg;
+}
+
 /** A button that copies `words()`; small: it shows a sign in place of its name. */
 export function copier(name, words, small = false) {
-  const button = make("button", { type: "button", className: small ? "copy small" : "copy" });
-  const rest = () => {
-    button.textContent = small ? "⧉" : name;
-  };
+  const button = make("button", { type: "button", className: small ? "minor small" : "minor" });
+  const rest = () => button.replaceChildren(small ? sign("copy") : name);
   if (small) {
     button.setAttribute("aria-label", name);
     button.title = name;
@@ -34,8 +47,8 @@ export function copier(name, words, small = false) {
   rest();
   button.addEventListener("click", async () => {
     const done = await copy(words());
-    button.textContent = done ? (small ? "✓" : "Copied") : small ? "✕" : "Not allowed";
-    $("copied").textContent = done ? "Copied." : "The browser does not allow copying.";
+    say(done ? "Copied." : "The browser does not allow copying.");
+    button.replaceChildren(done ? (small ? sign("done") : "Copied") : small ? "✕" : "Not allowed");
     setTimeout(rest, 1500);
   });
   return button;

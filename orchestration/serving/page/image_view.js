@@ -28,37 +28,28 @@ export function drawLevels(canvas, levels, shape, brightest, scale, tint = () =>
   canvas.width = width * scale;
   canvas.height = height * scale;
   const context = canvas.getContext("2d");
+  stripes(context, canvas, scale);
   for (let pixel = 0; pixel < width * height; pixel++) {
-    const x = (pixel % width) * scale;
-    const y = Math.floor(pixel / width) * scale;
     const own = colour(levels, pixel * channels, channels, brightest);
-    if (own === null) {
-      stripes(context, x, y, scale);
-    } else {
-      context.fillStyle = tint(pixel) ?? `rgb(${own.map(Math.round).join(" ")})`;
-      context.fillRect(x, y, scale, scale);
-    }
+    if (own === null) continue;
+    context.fillStyle = tint(pixel) ?? `rgb(${own.map(Math.round).join(" ")})`;
+    context.fillRect((pixel % width) * scale, Math.floor(pixel / width) * scale, scale, scale);
   }
 }
 
-/** A hidden pixel: told by its stripes, not by its colour alone. */
-function stripes(context, x, y, side) {
+/** What hidden pixels look like, everywhere: told by stripes, not by a colour alone. */
+function stripes(context, { width, height }, scale) {
+  const distance = Math.max(6, scale / 2);
   context.fillStyle = "#26548c";
-  context.fillRect(x, y, side, side);
-  if (side < 6) return;
-  context.save();
-  context.beginPath();
-  context.rect(x, y, side, side);
-  context.clip();
+  context.fillRect(0, 0, width, height);
   context.strokeStyle = "#5b86b8";
-  context.lineWidth = Math.max(1, side / 14);
+  context.lineWidth = distance / 5;
   context.beginPath();
-  for (let offset = side / 4; offset < 2 * side; offset += side / 2) {
-    context.moveTo(x + offset, y);
-    context.lineTo(x + offset - side, y + side);
+  for (let start = distance / 2; start < width + height; start += distance) {
+    context.moveTo(start, 0);
+    context.lineTo(start - height, height);
   }
   context.stroke();
-  context.restore();
 }
 
 export class ImageView {

@@ -186,7 +186,7 @@ export async function readPicture(file, [height, width, channels], levels) {
 
 /** A colour [r, g, b] as levels [C]. */
 export function toLevels([red, green, blue], channels, levels) {
-  const luma = 0.299 * red + 0.587 * green + 0.114 * blue;
+  const luma = Math.round(0.299 * red + 0.587 * green + 0.114 * blue);
   const shades = channels === 1 ? [luma] : [red, green, blue];
   return shades.map((shade) => Math.min(levels - 1, Math.floor((shade * levels) / 256)));
 }

@@ -2,14 +2,15 @@
 
 import { Refused, read, sample } from "./api.js";
 import { Card } from "./card.js";
-import { $, copier, make, showFacts } from "./elements.js";
+import { $, copier, make, say, showFacts } from "./elements.js";
 import { MaskEditor, readPicture, toLevels } from "./mask_editor.js";
 import { Player } from "./player.js";
 import { Settings, typed } from "./settings.js";
 
 const ANNOUNCE_MS = 1000; // how often progress is told to who hears the page
 
-let served = null; // the model's description
+let models = []; // descriptions of all
+let served = null; // of the chosen one
 let schemas = null; // of the OpenAPI document
 let settings = null;
 let editor = null;
@@ -24,23 +25,22 @@ const player = new Player(
 
 const key = () => $("key").value.trim();
 const number = (count) => count.toLocaleString("en");
-const seconds = (time) => (time === null || time === undefined ? null : `${time.toFixed(time < 0.1 ? 3 : 2)} s`);
+const duration = (s) => (s === null || s === undefined ? null : s < 1 ? `${Math.round(1000 * s)} ms` : `${s.toFixed(2)} s`);
 
 // --- the model ---
 
-async function connect(model = null) {
+async function connect() {
   try {
-    const names = (await read("v1/models", key())).data.map(({ id }) => id);
-    schemas ??= (await read("openapi.json", key())).components.schemas;
-    served = await read(`v1/model${model ? `?model=${encodeURIComponent(model)}` : ""}`, key());
-    $("model").replaceChildren(...names.map((name) => new Option(name, name, false, name === served.name)));
-    $("model-choice").hidden = names.length < 2;
+    models = (await read("v1/models", key())).data.map(({ info }) => info);
+    schemas ??= (await read("openapi.json")).components.schemas;
   } catch (error) {
     complain(error);
     return;
   }
-  tell("");
-  $("problem").hidden = true;
+  forgive();
+  served = models[0];
+  $("model").replaceChildren(...models.map(({ name }) => new Option(name)));
+  $("model-choice").hidden = models.length < 2;
   describe();
 }
 
@@ -76,13 +76,14 @@ function describe() {
     drawn(editor, "");
   }
   $("run").disabled = false;
+  $("status").textContent = `${shape ? "Pixels" : "Tokens"} appear here in the order in which the model reveals them.`;
 }
 
 /** The mask editor has changed. */
 function drawn(changed, words) {
   const [height, width] = changed.shape;
   $("editor-count").textContent = `${number(changed.holes)} of ${number(width * height)} hidden`;
-  if (words) $("editor-said").textContent = words;
+  if (words) say(words);
 }
 
 // --- a request ---
@@ -90,7 +91,7 @@ function drawn(changed, words) {
 /** What the form asks for; null, after a word to the user, if there is nothing to ask. */
 function request() {
   const body = { count: typed($("count").value || "1") };
-  if ($("model").options.length > 1) body.model = served.name;
+  if (models.length > 1) body.model = served.name;
   if (served.shape) {
     if (!editor.holes) {
       complain(new Refused(0, "Nothing is hidden: hide a part of the image, it will be filled."));
@@ -122,10 +123,7 @@ async function run() {
   if (!body || running) return;
   running = new AbortController();
   busy(true);
-  cards = [];
-  $("samples").replaceChildren();
-  showFacts($("run-facts"), []);
-  $("player").hidden = true;
+  forget();
   tell("Waiting for the first call…");
   const began = performance.now();
   const passed = () => (performance.now() - began) / 1000;
@@ -139,9 +137,10 @@ async function run() {
         cards[event.sample].replay.add(event);
         player.extend(Math.max(player.total, event.call + 1));
         redraw();
+        $("status").textContent = `Sampling: ${progress()}`;
         if (performance.now() - told > ANNOUNCE_MS) {
           told = performance.now();
-          tell(`Sampling: ${progress()}`);
+          say($("status").textContent);
         }
       }
       if (event.type === "done") finish(event.answer, passed(), first);
@@ -156,7 +155,17 @@ async function run() {
   }
 }
 
+/** Take the samples off the page. */
+function forget() {
+  cards = [];
+  $("samples").replaceChildren();
+  showFacts($("run-facts"), []);
+  $("player").hidden = true;
+}
+
 function begin({ samples, model }) {
+  // On a phone the samples lie below the form.
+  if ($("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
   player.reset();
   cards = samples.map((one, index) => new Card(index, one, { ...served, ...model }, { useSeed, edit }));
   $("samples").replaceChildren(...cards.map((card) => card.element));
@@ -166,10 +175,9 @@ function begin({ samples, model }) {
 function finish(answer, took, first) {
   answer.samples.forEach((one, index) => (cards[index].answer = one));
   player.extend(Math.max(player.total, ...answer.samples.map((one) => one.calls)));
-  const { model, settings: used, timings = {} } = answer;
+  const { model, settings: used, timings } = answer;
   const calls = answer.samples.map((one) => one.calls);
   const seed = answer.samples[0].seed;
-  const waited = timings.queue_ms === undefined ? answer.queue_s : timings.queue_ms / 1000;
   showFacts($("run-facts"), [
     ["Model", served.name],
     ["Weights", make("code", { textContent: model.hash.slice(0, 12), title: model.hash }), model.hash],
@@ -177,11 +185,11 @@ function finish(answer, took, first) {
     ["Seed", calls.length > 1 ? `${seed} to ${seed + calls.length - 1}` : seed, String(seed)],
     ["Sampler", used.sampler.replaceAll("_", " ")],
     ["Network calls", spread(calls)],
-    ["Time", seconds(took)],
-    ["First token", seconds(first)],
-    ["Waited", seconds(waited)],
+    ["Time", duration(took)],
+    ["First token", duration(first)],
+    ["Waited in queue", duration(timings.queue_ms / 1000)],
   ]);
-  tell(`Done: ${count(calls.length, "sample")} in ${seconds(took)}.`);
+  tell(`Done: ${count(calls.length, "sample")} in ${duration(took)}.`);
 }
 
 /** Numbers in words: the one that all are, or the least and the most. */
@@ -199,11 +207,14 @@ function progress() {
 }
 
 function busy(yes) {
-  const [on, off] = yes ? [$("cancel"), $("run")] : [$("run"), $("cancel")];
-  on.disabled = false;
+  const [run, cancel] = [$("run"), $("cancel")];
+  if (yes) cancel.hidden = false;
+  else run.disabled = false;
   // Who has just pressed the button that goes out goes on at the other one.
-  if (document.activeElement === off) on.focus();
-  off.disabled = true;
+  const pressed = yes ? run : cancel;
+  if (document.activeElement === pressed) (yes ? cancel : run).focus({ preventScroll: true });
+  run.disabled = yes;
+  cancel.hidden = !yes;
   $("result").setAttribute("aria-busy", yes);
 }
 
@@ -235,15 +246,17 @@ function changes(calls) {
   return (revealed ? `: ${number(revealed)} revealed` : "") + (hidden ? `${revealed ? "," : ":"} ${number(hidden)} masked again` : "");
 }
 
+/** Say how it stands, to who sees and to who hears the page. */
 function tell(words) {
   $("status").textContent = words;
+  say(words);
 }
 
 function complain(error) {
   if (!(error instanceof Refused)) console.error(error);
   $("problem").textContent = error instanceof Refused ? error.message : `This page has a fault: ${error.message}`;
   $("problem").hidden = false;
-  tell("");
+  $("status").textContent = cards.length ? `Kept: ${progress()}.` : "";
   if (error.status === 401) {
     $("more").open = true;
     $("key").focus();
@@ -284,7 +297,12 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
 });
-$("model").addEventListener("change", () => connect($("model").value));
+$("model").addEventListener("change", () => {
+  served = models.find(({ name }) => name === $("model").value);
+  running?.abort();
+  forget();
+  describe();
+});
 $("key").addEventListener("change", () => {
   sessionStorage.setItem("md4 key", key());
   if (!served) connect();

@@ -8,8 +8,11 @@ function forms(schema, known) {
   return schema.anyOf ? schema.anyOf.flatMap((one) => forms(one, known)) : [schema];
 }
 
-const description = (schema, known) =>
-  schema.description ?? forms(schema, known).find((form) => form.description)?.description ?? "";
+/** What a setting is: its own description, or that of one of its forms. */
+function description(schema, known) {
+  if (schema.$ref || schema.description) return schema.description ?? "";
+  return (schema.anyOf ?? []).map((one) => description(one, known)).find(Boolean) ?? "";
+}
 
 /** What was typed, as JSON: a number, a list of numbers, or the words themselves for the service to judge. */
 export function typed(text) {
