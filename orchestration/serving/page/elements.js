@@ -36,7 +36,7 @@ function sign(name) {
   return svg;
 }
 
-/** A button that copies `words()`; small: it shows a sign in place of its name. */
+/** A button that copies `words()`, unless that is null; small: it shows a sign in place of its name. */
 export function copier(name, words, small = false) {
   const button = make("button", { type: "button", className: small ? "minor small" : "minor" });
   const rest = () => button.replaceChildren(small ? sign("copy") : name);
@@ -46,7 +46,9 @@ export function copier(name, words, small = false) {
   }
   rest();
   button.addEventListener("click", async () => {
-    const done = await copy(words());
+    const text = words();
+    if (text === null) return;
+    const done = await copy(text);
     say(done ? "Copied." : "The browser does not allow copying.");
     button.replaceChildren(done ? (small ? sign("done") : "Copied") : small ? "✕" : "Not allowed");
     setTimeout(rest, 1500);

@@ -11,7 +11,7 @@ export class MaskEditor {
 
   /**
    * canvas: where it is drawn; shape: [H, W, C]; levels: how many a pixel value has.
-   * changed(editor, words): called after every change, with what a reader of the screen should hear.
+   * changed(words): called after every change, with what a reader of the screen should hear.
    */
   constructor(canvas, shape, levels, changed) {
     Object.assign(this, { canvas, shape, changed, brightest: levels - 1, tool: "hide", brush: 1 });
@@ -105,7 +105,7 @@ export class MaskEditor {
 
   #done(words) {
     this.draw();
-    this.changed(this, words);
+    this.changed(words);
   }
 
   #listen() {

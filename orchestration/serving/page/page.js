@@ -2,8 +2,8 @@
 
 import { Refused, read, sample } from "./api.js";
 import { Card } from "./card.js";
+import { DrawingBoard } from "./drawing_board.js";
 import { $, copier, make, say, showFacts } from "./elements.js";
-import { MaskEditor, readPicture, toLevels } from "./mask_editor.js";
 import { Player } from "./player.js";
 import { Settings, typed } from "./settings.js";
 
@@ -13,7 +13,6 @@ let models = []; // descriptions of all
 let served = null; // of the chosen one
 let schemas = null; // of the OpenAPI document
 let settings = null;
-let editor = null;
 let cards = [];
 let running = null; // the AbortController of the request under way
 let dirty = false; // a frame is due
@@ -22,6 +21,8 @@ const player = new Player(
   { box: $("player"), slider: $("time"), play: $("play"), back: $("back"), forward: $("forward") },
   () => redraw(),
 );
+
+const board = new DrawingBoard(forgive, complain);
 
 const key = () => $("key").value.trim();
 const number = (count) => count.toLocaleString("en");
@@ -68,37 +69,19 @@ function describe() {
   }
   settings = new Settings($("main-settings"), $("own-settings"), schemas, served);
   $("by-age").checked = !shape;
-  editor?.close();
-  editor = shape ? new MaskEditor($("editor"), shape, served.vocab_size, drawn) : null;
-  if (editor) {
-    editor.tool = $("ask").elements.tool.value;
-    brushed();
-    drawn(editor, "");
-  }
+  board.use(served);
   $("run").disabled = false;
   $("status").textContent = `${shape ? "Pixels" : "Tokens"} appear here in the order in which the model reveals them.`;
 }
 
-/** The mask editor has changed. */
-function drawn(changed, words) {
-  const [height, width] = changed.shape;
-  $("editor-count").textContent = `${number(changed.holes)} of ${number(width * height)} hidden`;
-  if (words) say(words);
-}
-
 // --- a request ---
 
-/** What the form asks for; null, after a word to the user, if there is nothing to ask. */
+/** What the form asks for. Throws `Refused` if there is nothing to ask. */
 function request() {
   const body = { count: typed($("count").value || "1") };
   if (models.length > 1) body.model = served.name;
   if (served.shape) {
-    if (!editor.holes) {
-      complain(new Refused(0, "Nothing is hidden: hide a part of the image, it will be filled."));
-      $("editor").focus();
-      return null;
-    }
-    if (editor.holes < editor.hidden.length) body.pixels = editor.wanted;
+    body.pixels = board.pixels;
   } else {
     if ($("prompt").value) body.prompt = $("prompt").value;
     if ($("length").value.trim()) body.length = typed($("length").value);
@@ -109,18 +92,31 @@ function request() {
   return body;
 }
 
-/** The form's request as a command. */
-function curl() {
+/** The same; null, after a word to the user, if there is nothing to ask. */
+function wanted() {
+  forgive();
+  try {
+    return request();
+  } catch (error) {
+    complain(error);
+    return null;
+  }
+}
+
+/** The form's request as a command, or null. */
+function command() {
+  const body = wanted();
+  if (!body) return null;
   const quoted = (words) => `'${words.replaceAll("'", "'\\''")}'`;
-  const address = new URL("v1/samples", document.baseURI).href;
-  const allowed = key() ? " -H \"authorization: Bearer $KEY\"" : "";
-  return `curl ${quoted(address)} -H 'content-type: application/json'${allowed} -d ${quoted(JSON.stringify(request() ?? {}))}`;
+  const address = quoted(new URL("v1/samples", document.baseURI).href);
+  const allowed = key() ? ' -H "authorization: Bearer $KEY"' : "";
+  return `curl ${address} -H 'content-type: application/json'${allowed} -d ${quoted(JSON.stringify(body))}`;
 }
 
 async function run() {
-  forgive();
-  const body = request();
-  if (!body || running) return;
+  if (running || !served) return;
+  const body = wanted();
+  if (!body) return;
   running = new AbortController();
   busy(true);
   forget();
@@ -137,10 +133,9 @@ async function run() {
         cards[event.sample].replay.add(event);
         player.extend(Math.max(player.total, event.call + 1));
         redraw();
-        $("status").textContent = `Sampling: ${progress()}`;
         if (performance.now() - told > ANNOUNCE_MS) {
           told = performance.now();
-          say($("status").textContent);
+          say(progress());
         }
       }
       if (event.type === "done") finish(event.answer, passed(), first);
@@ -167,7 +162,7 @@ function begin({ samples, model }) {
   // On a phone the samples lie below the form.
   if ($("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
   player.reset();
-  cards = samples.map((one, index) => new Card(index, one, { ...served, ...model }, { useSeed, edit }));
+  cards = samples.map((one, index) => new Card(index, one, { ...served, ...model }, { useSeed, edit: (levels, name) => board.edit(levels, `${name} is on the drawing board`) }));
   $("samples").replaceChildren(...cards.map((card) => card.element));
   redraw();
 }
@@ -230,11 +225,11 @@ function redraw() {
     const byAge = $("by-age").checked;
     $("samples").classList.toggle("by-age", byAge);
     $("legend").hidden = Boolean(served?.shape) && !byAge;
+    if (running && cards.length) $("status").textContent = `Sampling: ${progress()}`;
     for (const card of cards) card.draw(calls, total, running === null, byAge);
     const moment = calls ? `After ${number(calls)} of ${count(total, "call")}` : `Before the first of ${count(total, "call")}`;
     $("moment").textContent = moment + changes(calls);
     $("time").setAttribute("aria-valuetext", moment + changes(calls));
-    $("time").style.setProperty("--share", total ? calls / total : 0);
   });
 }
 
@@ -282,12 +277,6 @@ function useSeed(seed) {
   $("seed").focus();
 }
 
-function edit(levels, words) {
-  editor.open(levels, `${words} is on the drawing board`);
-  $("editor").scrollIntoView({ block: "nearest" });
-  $("editor").focus();
-}
-
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   run();
@@ -316,46 +305,7 @@ $("insert-hole").addEventListener("click", () => {
   area.focus();
 });
 
-for (const tool of document.querySelectorAll("[name=tool]")) {
-  tool.addEventListener("change", () => (editor.tool = tool.value));
-}
-function brushed() {
-  $("brush-size").textContent = `${$("brush").value} px`;
-  if (editor) {
-    editor.brush = Number($("brush").value);
-    editor.draw();
-  }
-}
-$("brush").addEventListener("input", brushed);
-$("paint").addEventListener("input", () => {
-  const channels = [1, 3, 5].map((at) => Number.parseInt($("paint").value.slice(at, at + 2), 16));
-  editor.shade = toLevels(channels, served.shape[2], served.vocab_size);
-  $("ask").elements.tool.value = editor.tool = "paint";
-});
-$("hide-all").addEventListener("click", () => editor.all(true));
-$("show-all").addEventListener("click", () => editor.all(false));
-$("invert").addEventListener("click", () => editor.invert());
-$("rect-apply").addEventListener("click", () => {
-  forgive();
-  try {
-    editor.rectangle(...["x", "y", "w", "h"].map((side) => Number($(`rect-${side}`).value.trim() || NaN)));
-  } catch (error) {
-    complain(error instanceof RangeError ? new Refused(0, error.message) : error);
-  }
-});
-$("upload").addEventListener("change", async () => {
-  forgive();
-  const [file] = $("upload").files;
-  if (!file) return;
-  try {
-    editor.open(await readPicture(file, served.shape, served.vocab_size), `${file.name} is on the drawing board`);
-  } catch {
-    complain(new Refused(0, `${file.name} is no picture that this browser can read.`));
-  }
-  $("upload").value = "";
-});
-$("copy-request").replaceWith(copier("Copy as curl", curl));
+$("copy-request").replaceWith(copier("Copy as curl", command));
 
 $("key").value = sessionStorage.getItem("md4 key") ?? "";
-brushed();
 connect();
