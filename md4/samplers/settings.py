@@ -54,11 +54,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "p2": {"steps": 256, "eta": 1.0},
 }
 
+_MOST = 1_000_000  # tokens or steps: more than there ever are
+
 Steps = Annotated[
     int,
     Field(
         ge=1,
-        le=1_000_000,
+        le=_MOST,
         description="ancestral, remdm, p2: steps of the time grid, 256 by default; first_hitting, confidence, margin: "
         "network calls, one a token by default",
     ),
@@ -71,7 +73,7 @@ Temperature = Annotated[
     float, Field(gt=0, allow_inf_nan=False, description="divides the logits; 1 = the model's own probabilities")
 ]
 TopP = Annotated[float, Field(gt=0, le=1, description="draw from the most probable tokens that hold this probability")]
-TopK = Annotated[int, Field(ge=1, description="draw from that many most probable tokens; null = from all")]
+TopK = Annotated[int, Field(ge=1, le=_MOST, description="draw from that many most probable tokens; null = from all")]
 Guidance = Annotated[
     float,
     Field(
@@ -80,8 +82,8 @@ Guidance = Annotated[
         description="towards the class: logits = null + guidance (class - null); 1 = none, else a row costs two",
     ),
 ]
-Block = Annotated[int, Field(ge=1, description="reveal from left to right in blocks of that many tokens")]
-Reveals = Annotated[int, Field(ge=1, description="tokens that a network call reveals, as far as so many are masked")]
+Block = Annotated[int, Field(ge=1, le=_MOST, description="reveal from left to right in blocks of that many tokens")]
+Reveals = Annotated[int, Field(ge=1, le=_MOST, description="tokens that a network call reveals, as far as so many are masked")]
 
 
 class SamplingConfig(BaseModel):

@@ -21,25 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import fastapi
 import torch
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from ray import serve
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from md4.errors import UserError
 from md4.samplers import Job, SamplingConfig, wording
 from orchestration import sampling
-from orchestration.sampling import Answer, Request
+from orchestration.sampling import Answer, ModelFacts, Request
+from orchestration.serving.body_limit import LimitBody
 from orchestration.serving.config import ServingConfig
-from orchestration.serving.messages import (
-    Health,
-    ModelFacts,
-    ModelInfo,
-    Problem,
-    SampleRequest,
-    SampleResponse,
-    Timings,
-)
+from orchestration.serving.errors import Problem, handle
+from orchestration.serving.messages import Drawn, SampleRequest, SampleResponse, Timings
 
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
@@ -56,53 +48,30 @@ api = fastapi.FastAPI(
 )
 
 
-@api.exception_handler(UserError)
-async def _refuse(_: fastapi.Request, error: UserError) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, status_code=422)
+handle(api)
+api.add_middleware(LimitBody, limit=MAX_BODY_BYTES)
 
 
-@api.exception_handler(RequestValidationError)
-async def _refuse_form(_: fastapi.Request, error: RequestValidationError) -> JSONResponse:
-    lines = []
-    for problem in error.errors():
-        path = problem["loc"][1:]  # without "body"
-        known = wording.SETTINGS if path[:1] == ("sampling",) else tuple(SampleRequest.model_fields)
-        if problem["type"] == "extra_forbidden" and len(path) == 1 and path[0] in wording.SETTINGS:
-            lines.append(f"{path[0]} is a setting of the sampler: it belongs into the object 'sampling'")
-        else:
-            lines.append(wording.describe(problem, known, path))
-    return JSONResponse({"detail": "; ".join(lines)}, status_code=422)
+class BatchedResponse(SampleResponse):
+    """Samples, and how they came about."""
+
+    batch_requests: int = Field(description="requests in the batch, this one included")
 
 
-class _LimitBody:
-    """Answers 413 as soon as a body turns out longer than the limit, whatever its header says."""
+class ModelOfRun(ModelFacts):
+    """What is served, and with which settings if a request names none."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        # The whole (small) body is read here, so that the answer doesn't depend on what the route does with it.
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return None
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > self.limit:
-                problem = Problem(detail=f"the body is longer than {self.limit} bytes")
-                response = JSONResponse(problem.model_dump(), status_code=413)
-                return await response(scope, receive, send)
-        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        return await self.app(scope, replay, send)
+    run: str
+    vocabulary: str
+    length: int
+    sampling: SamplingConfig
+    version: str = Field(description="of the program")
 
 
-api.add_middleware(_LimitBody, limit=MAX_BODY_BYTES)
+class Ready(BaseModel):
+    status: str
+    hash: str
+
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "The body is too long."},
@@ -148,14 +117,14 @@ class SamplingService:
         self._sample.set_batch_wait_timeout_s(config.batch_wait_ms / 1e3)  # type: ignore[attr-defined]
 
     @api.get("/healthz", responses={503: {"description": "No replica is ready."}})
-    async def health(self) -> Health:
+    async def health(self) -> Ready:
         """Answers once the model is loaded."""
-        return Health(status="ok", hash=self.facts.hash)
+        return Ready(status="ok", hash=self.facts.hash)
 
     @api.get("/v1/model")
-    async def model(self) -> ModelInfo:
+    async def model(self) -> ModelOfRun:
         """The model and the settings of requests that name none."""
-        return ModelInfo(
+        return ModelOfRun(
             **self.facts.model_dump(),
             run=self.loaded.config.name,
             vocabulary=self.loaded.vocabulary.name,
@@ -165,7 +134,7 @@ class SamplingService:
         )
 
     @api.post("/v1/samples", responses=_PROBLEMS)
-    async def samples(self, body: SampleRequest) -> SampleResponse:
+    async def samples(self, body: SampleRequest) -> BatchedResponse:
         """Write texts. The same seed, prompt, settings and model give the same texts."""
         arrived = perf_counter()
         if body.count > self.config.max_count:
@@ -188,8 +157,8 @@ class SamplingService:
         done: _Done = await self._sample(item)  # type: ignore[assignment, arg-type]
         if isinstance(done.answer, UserError):
             raise fastapi.HTTPException(500, str(done.answer))
-        return SampleResponse(
-            samples=done.answer.samples,
+        return BatchedResponse(
+            samples=[Drawn(**sample.model_dump()) for sample in done.answer.samples],
             model=self.facts,
             settings=done.answer.settings,
             timings=Timings(

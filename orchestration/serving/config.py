@@ -1,5 +1,7 @@
 """What the sampling service can be told. Apart from `app`, so that reading a configuration doesn't import Ray Serve."""
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -19,3 +21,15 @@ class ServingConfig(BaseModel):
     max_count: int = Field(default=64, ge=1, description="samples that one request may ask for")
     max_length: int = Field(default=4096, ge=1, description="tokens of a text, where the model's own length is less")
     max_queued: int = Field(default=128, ge=1, description="requests that may wait for a replica; then 503")
+    max_body_bytes: int = Field(default=1 << 20, ge=1, description="of a request; 413 beyond")
+    max_steps: int = Field(default=10_000, ge=1, description="steps that a request may ask for")
+    max_draws: int = Field(default=256, ge=1, description="draws for each text of a request to score")
+    timeout_s: float = Field(default=300.0, gt=0, description="time a request may take, waiting included; then 504")
+    keys: Path | None = Field(default=None, description="file of 'name: sha256 of the key' lines; null = open to all")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="of one key, or address without keys")
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="asked for by one key or address")
+    rate_storage: str = Field(
+        default="async+memory://",
+        description="where rates are counted, a URI of the library limits: async+redis://HOST for several servers",
+    )
+    log_prompts: bool = Field(default=False, description="write prompts into the log of requests")

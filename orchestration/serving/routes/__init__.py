@@ -1,0 +1,1 @@
+"""The routes: each module has `router(service)`, the routes of one matter."""

@@ -1,0 +1,186 @@
+"""What all routes share: the models, the limits, and how a request is looked after until it is answered."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import fastapi
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from md4.errors import UserError
+from md4.samplers import SamplingConfig, wording
+from orchestration.sampling import Answer
+from orchestration.serving.access_log import LOGGER, note, request_id
+from orchestration.serving.config import ServingConfig
+from orchestration.serving.errors import refusal
+from orchestration.serving.models import Broken, ModelInfo, Models, UnknownModel
+from orchestration.serving.rates import Rates
+
+_PING_S = 15.0  # proxies cut connections over which nothing comes for about a minute
+T = TypeVar("T")
+
+
+class Left(Exception):
+    """The client closed the connection."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What routes need."""
+
+    models: Models
+    config: ServingConfig
+    rates: Rates
+
+    async def model(self, name: str | None) -> ModelInfo:
+        """The model of that name, or the first. Raises `UnknownModel`."""
+        found = await self.models.describe()
+        for info in found:
+            if name in (None, info.name):
+                return info
+        raise UnknownModel(f"model {name!r} is not served; allowed: {', '.join(info.name for info in found)}")
+
+    async def charge(self, request: fastapi.Request, tokens: int) -> None:
+        """Count tokens that a request asks for against its client's rate; a 429 if there are none left."""
+        state = request.scope["state"]
+        state["headers"].update(await self.rates.take(state["who"], "tokens", tokens))
+
+    def check_count(self, count: int, name: str = "count") -> None:
+        """UserError for more samples than a request may have."""
+        if count > self.config.max_count:
+            raise UserError(f"{name}={count}: at most {self.config.max_count} samples a request")
+
+    def settings(self, info: ModelInfo, changes: Mapping[str, Any]) -> SamplingConfig:
+        """A model's settings with those of a request. UserError for what is none, or too many steps."""
+        found = wording.change(info.sampling, changes)
+        steps = len(found.grid) - 1 if isinstance(found.grid, tuple) else found.steps
+        if changes and steps is not None and steps > self.config.max_steps:
+            raise UserError(f"sampling.steps={steps}: at most {self.config.max_steps:,} steps a request")
+        return found
+
+    async def attend(self, request: fastapi.Request, work: Awaitable[T]) -> T:
+        """The result of `work`, which is cancelled when the client leaves (`Left`) or time is up (TimeoutError)."""
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive))
+        both: set[asyncio.Future] = {task, gone}
+        try:
+            await asyncio.wait(both, timeout=self.config.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if gone.done():
+                raise Left
+            raise TimeoutError
+        finally:
+            for future in both:
+                future.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    async def stream(
+        self, request: fastapi.Request, events: AsyncIterator[T], encode: Callable[[T | Exception], bytes]
+    ) -> "EventStream":
+        """Events as an answer; what is wrong before the first of them raises, and becomes an ordinary answer.
+
+        encode: an event in the format of server-sent events, or an error as the last of them.
+        """
+        until = asyncio.get_running_loop().time() + self.config.timeout_s
+        paced = _paced(events, until)
+        try:
+            first = await self.attend(request, _first(paced))
+        except BaseException:
+            await paced.aclose()
+            raise
+        return EventStream(_encoded(request.scope, first, paced, encode))
+
+
+class EventStream(EventSourceResponse):
+    """Server-sent events. What sends them is closed whatever happens, so that nobody works for a client that left."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        # nginx would collect them.
+        super().__init__(chunks, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        self.chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self.chunks):  # type: ignore[type-var]
+            await super().__call__(scope, receive, send)
+
+
+def facts_of(answer: Answer) -> dict[str, float | int]:
+    """What the log tells of an answer."""
+    return {
+        "queue_s": round(answer.queue_s, 4),
+        "calls": sum(sample.calls for sample in answer.samples),
+        "tokens": sum(sample.completion_tokens for sample in answer.samples),
+        "count": len(answer.samples),
+    }
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Ping:
+    """Stands where nothing came for a while."""
+
+
+async def _first(paced: AsyncIterator[T | _Ping]) -> T | None:
+    async for event in paced:
+        if not isinstance(event, _Ping):
+            return event
+    return None
+
+
+async def _paced(events: AsyncIterator[T], until: float) -> AsyncIterator[T | _Ping]:
+    """Events as they come, a `_Ping` where none does for a while; TimeoutError at the loop's time `until`."""
+    loop = asyncio.get_running_loop()
+    end = object()
+
+    async def next_one() -> T | object:
+        return await anext(events, end)
+
+    waiting: asyncio.Task | None = None
+    try:
+        while True:
+            waiting = waiting or loop.create_task(next_one())
+            await asyncio.wait({waiting}, timeout=max(0.0, min(_PING_S, until - loop.time())))
+            if waiting.done():
+                found, waiting = waiting.result(), None
+                if found is end:
+                    return
+                yield found  # type: ignore[misc]
+            elif loop.time() >= until:
+                raise TimeoutError
+            else:
+                yield _Ping()
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+async def _encoded(
+    scope: Scope, first: T | None, paced: AsyncIterator[T | _Ping], encode: Callable[[T | Exception], bytes]
+) -> AsyncIterator[bytes]:
+    ended = False
+    try:
+        async with aclosing(paced):  # type: ignore[type-var]
+            if first is not None:
+                yield encode(first)
+            async for event in paced:
+                yield KEEPALIVE_COMMENT if isinstance(event, _Ping) else encode(event)
+            ended = True
+    except Exception as error:
+        # The status has been sent: the error is the last event.
+        ended = True
+        problem = refusal(error)
+        if problem.status == 500 and not isinstance(error, Broken):
+            LOGGER.exception("unexpected error", extra={"id": request_id(scope)})
+        note(scope, failed=problem.status, reason=problem.detail)
+        yield encode(error)
+    finally:
+        if not ended:
+            note(scope, left=True)
