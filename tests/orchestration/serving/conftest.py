@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, sleep
@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 import uvicorn
+from fastapi import APIRouter
 from pythonjsonlogger.json import JsonFormatter
 
 from orchestration.runs import load_model
@@ -88,12 +89,12 @@ class Served:
 
 
 @contextmanager
-def serving(models: Models, config: ServingConfig) -> Iterator[Served]:
-    """A server of these models in a thread of its own."""
+def serving(models: Models, config: ServingConfig, pages: Iterable[APIRouter] = ()) -> Iterator[Served]:
+    """A server of these models, and pages, in a thread of its own."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         host, port = place.getsockname()
-        settings = uvicorn.Config(make_api(models, config), log_level="warning", access_log=False, lifespan="off")
+        settings = uvicorn.Config(make_api(models, config, pages), log_level="warning", access_log=False, lifespan="off")
         server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()
