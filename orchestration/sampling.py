@@ -169,18 +169,14 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
     if request.prompt is not None:
         if not request.prompt:
             raise UserError("the prompt is empty; leave it out to sample without one")
-        known = torch.from_numpy(loaded.vocabulary.encode_prompt(_proper(request.prompt, "prompt")))
+        known = torch.from_numpy(loaded.vocabulary.encode_prompt(proper(request.prompt, "prompt")))
         if len(known) > length:
             raise UserError(f"the prompt has {len(known)} tokens, the canvas only {length}")
         canvas[: len(known)] = known
     end = loaded.config.data.end_of_rows
     if end is not None and length < model.length:
         canvas = torch.cat([canvas, torch.full((model.length - length,), end)])
-    if request.label is None and model.classes:
-        raise UserError(f"this model is class-conditional: a label from 0 to {model.classes - 1} is needed")
-    if request.label is not None and not 0 <= request.label < model.classes:
-        allowed = f"allowed are 0 to {model.classes - 1}" if model.classes else "this model has no classes"
-        raise UserError(f"label is {request.label}; {allowed}")
+    check_label(loaded, request.label)
     stop = default_stop(loaded) if request.stop is None else request.stop
     job = Job(
         canvas=canvas.expand(request.count, -1),
@@ -195,16 +191,26 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
     return job
 
 
+def check_label(loaded: "Loaded", label: int | None) -> None:
+    """Raises `UserError` for a label that the model doesn't know, or none where it needs one."""
+    classes = loaded.config.model.classes
+    if label is None and classes:
+        raise UserError(f"this model is class-conditional: a label from 0 to {classes - 1} is needed")
+    if label is not None and not 0 <= label < classes:
+        allowed = f"allowed are 0 to {classes - 1}" if classes else "this model has no classes"
+        raise UserError(f"label is {label}; {allowed}")
+
+
 def _stop_token(loaded: "Loaded", stop: str) -> int:
     if loaded.config.data.shape is not None:
         raise UserError(f"stop is {stop!r}: a stop token ends a text, and this model makes images")
     try:
-        return one_token(loaded.vocabulary, _proper(stop, "stop"))
+        return one_token(loaded.vocabulary, proper(stop, "stop"))
     except UserError as error:
         raise UserError(f"stop: {error}") from None
 
 
-def _proper(text: str, what: str) -> str:
+def proper(text: str, what: str) -> str:
     """`text`, if it can be written as UTF-8: JSON may hold halves of characters."""
     try:
         text.encode()
@@ -229,9 +235,9 @@ def facts(loaded: "Loaded") -> ModelFacts:
     return ModelFacts(hash=loaded.weights_hash, step=loaded.step)
 
 
-def text_end(request: Request, job: Job, tokens: Tensor, event: Tensor) -> tuple[int, bool]:
-    """Where the text in a row `[T]` ends, and whether a stop token that was sampled ends it."""
-    ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
+def text_end(request: Request, job: Job, tokens: Tensor, sampled: Tensor) -> tuple[int, bool]:
+    """Where the text in a row's tokens `[T]` ends, and whether a stop token ends it, one that was `sampled` [T]."""
+    ends = ((tokens == job.stop) & sampled).nonzero()[:1, 0].tolist() if job.stop is not None else []
     return (ends[0] + 1, True) if ends else (min(len(tokens), request.length or len(tokens)), False)
 
 
@@ -241,7 +247,7 @@ def read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples)
         return UserError("the network answered with NaN or infinity: the model is damaged or its training diverged")
     found = []
     for row, (tokens, event) in enumerate(zip(result.tokens, result.event, strict=True)):
-        end, stopped = text_end(request, job, tokens, event)
+        end, stopped = text_end(request, job, tokens, event != KNOWN)
         found.append(
             Sample(
                 text=loaded.vocabulary.decode(tokens[:end].numpy()),

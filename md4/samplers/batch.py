@@ -68,7 +68,7 @@ class Batch:
     """Rows under way. `join` takes rows in, `advance` makes one network call for all, `leave` hands out the ended.
 
     Rows may also be taken out before they have ended (`remove`), or go on in another batch (`move`): those that stay
-    and those that go get the same tokens in any case. An error in `advance` leaves every row as it was.
+    and those that go get the same tokens in any case. A call of `advance` that fails changes none of its rows.
 
     A network that learned classes is shown those of the rows, and the null class for rows without one.
     """
