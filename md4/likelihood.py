@@ -114,6 +114,41 @@ def nelbo(
     Raises `UserError` for an unknown estimator or one that the model doesn't have, fewer than one draw, or a network
     whose answer is not finite.
     """
+    columns = nelbo_draws(
+        model,
+        tokens,
+        draws=draws,
+        seed=seed,
+        ids=ids,
+        estimator=estimator,
+        labels=labels,
+        scored=scored,
+        real=real,
+        timesteps=timesteps,
+    )
+    nats = torch.stack(list(columns), dim=1)
+    if not bool(torch.isfinite(nats).all()):
+        raise UserError("the network's logits are not finite: the model is damaged or its training diverged")
+    return nats
+
+
+def nelbo_draws(
+    model: "MaskedDiffusion",
+    tokens: Tensor,
+    *,
+    draws: int,
+    seed: int,
+    ids: Tensor,
+    estimator: str = "mask_count",
+    labels: Tensor | None = None,
+    scored: Tensor | None = None,
+    real: Tensor | None = None,
+    timesteps: int | None = None,
+) -> Iterator[Tensor]:
+    """The columns of `nelbo` one by one, `[B]` each, for who has something else to do between two network calls.
+
+    What is not finite is given as it is.
+    """
     if draws < 1:
         raise UserError(f"draws is {draws}; at least 1 is needed")
     estimator_name(model, estimator, timesteps)  # raises for what can't be had
@@ -122,7 +157,6 @@ def nelbo(
     keys = noise.derive(noise.key(seed, "nelbo", estimator), ids.to(tokens.device))
     start = noise.uniform(noise.derive(keys, "start"), torch.zeros_like(keys))
     positions = torch.arange(tokens.shape[1], device=tokens.device)
-    columns = []
     wanted = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored.to(tokens.device)
     if real is not None:
         real = real.to(tokens.device)
@@ -136,11 +170,7 @@ def nelbo(
             labels=labels,
             real=real,
         )
-        columns.append(_estimate(model, case, estimator, timesteps))
-    nats = torch.stack(columns, dim=1)
-    if not bool(torch.isfinite(nats).all()):
-        raise UserError("the network's logits are not finite: the model is damaged or its training diverged")
-    return nats
+        yield _estimate(model, case, estimator, timesteps)
 
 
 def _estimate(model: "MaskedDiffusion", case: _Draw, estimator: str, timesteps: int | None) -> Tensor:

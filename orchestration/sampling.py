@@ -195,11 +195,7 @@ def prepare(loaded: "Loaded", request: Request) -> Job:
     end = loaded.config.data.end_of_rows
     if end is not None and length < model.length:
         canvas = torch.cat([canvas, torch.full((model.length - length,), end)])
-    if request.label is None and model.classes:
-        raise UserError(f"this model is class-conditional: a label from 0 to {model.classes - 1} is needed")
-    if request.label is not None and not 0 <= request.label < model.classes:
-        allowed = f"allowed are 0 to {model.classes - 1}" if model.classes else "this model has no classes"
-        raise UserError(f"label is {request.label}; {allowed}")
+    check_label(loaded, request.label)
     stop = default_stop(loaded) if request.stop is None else request.stop
     job = Job(
         canvas=canvas.expand(request.count, -1),
@@ -242,7 +238,7 @@ def _given(loaded: "Loaded", request: Request) -> tuple[torch.Tensor, torch.Tens
 
 
 def _ids(loaded: "Loaded", text: str, what: str, literal: bool) -> torch.Tensor:
-    words, text = loaded.vocabulary, _proper(text, what)
+    words, text = loaded.vocabulary, proper(text, what)
     # Where there is nothing that could be a hole a prompt may be written more freely than text.
     found = words.encode(text) if literal and HOLE in text else words.encode_prompt(text)
     return torch.from_numpy(found.astype("int64"))
@@ -262,16 +258,26 @@ def _in_blocks(loaded: "Loaded", request: Request, length: int) -> SamplingConfi
     return settings.changed({"block": max(1, window // 2)})
 
 
+def check_label(loaded: "Loaded", label: int | None) -> None:
+    """Raises `UserError` for a label that the model doesn't know, or none where it needs one."""
+    classes = loaded.config.model.classes
+    if label is None and classes:
+        raise UserError(f"this model is class-conditional: a label from 0 to {classes - 1} is needed")
+    if label is not None and not 0 <= label < classes:
+        allowed = f"allowed are 0 to {classes - 1}" if classes else "this model has no classes"
+        raise UserError(f"label is {label}; {allowed}")
+
+
 def _stop_token(loaded: "Loaded", stop: str) -> int:
     if loaded.config.data.shape is not None:
         raise UserError(f"stop is {stop!r}: a stop token ends a text, and this model makes images")
     try:
-        return one_token(loaded.vocabulary, _proper(stop, "stop"))
+        return one_token(loaded.vocabulary, proper(stop, "stop"))
     except UserError as error:
         raise UserError(f"stop: {error}") from None
 
 
-def _proper(text: str, what: str) -> str:
+def proper(text: str, what: str) -> str:
     """`text`, if it can be written as UTF-8: JSON may hold halves of characters."""
     try:
         text.encode()
@@ -296,9 +302,9 @@ def facts(loaded: "Loaded") -> ModelFacts:
     return ModelFacts(hash=loaded.weights_hash, step=loaded.step)
 
 
-def text_end(request: Request, job: Job, tokens: Tensor, event: Tensor) -> tuple[int, bool]:
-    """Where the text in a row `[T]` ends, and whether a stop token that was sampled ends it."""
-    ends = ((tokens == job.stop) & (event != KNOWN)).nonzero()[:1, 0].tolist() if job.stop is not None else []
+def text_end(request: Request, job: Job, tokens: Tensor, sampled: Tensor) -> tuple[int, bool]:
+    """Where the text in a row's tokens `[T]` ends, and whether a stop token ends it, one that was `sampled` [T]."""
+    ends = ((tokens == job.stop) & sampled).nonzero()[:1, 0].tolist() if job.stop is not None else []
     return (ends[0] + 1, True) if ends else (min(len(tokens), request.length or len(tokens)), False)
 
 
@@ -314,7 +320,7 @@ def read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples)
         begin = 0 if request.echo else begin
     found = []
     for row, (tokens, event) in enumerate(zip(result.tokens, result.event, strict=True)):
-        end, stopped = text_end(request, job, tokens, event)
+        end, stopped = text_end(request, job, tokens, event != KNOWN)
         end = min(end, length)
         found.append(
             Sample(

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens of a row, L tokens that the network sees, N positions l
 
 from collections.abc import Iterable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,8 +53,22 @@ def check(model: MaskedDiffusion, job: Job) -> SamplingConfig:
     return settings
 
 
+class Glance(NamedTuple):
+    """How far a row has come, on the CPU."""
+
+    number: int
+    calls: int
+    tokens: Tensor  # [T] int64: the mask id where still hidden
+
+
+_Place = tuple[Sampler, int, int]  # sampler, length and view
+
+
 class Batch:
     """Rows under way. `join` takes rows in, `advance` makes one network call for all, `leave` hands out the ended.
+
+    Rows may also be taken out before they have ended (`remove`), or go on in another batch (`move`): those that stay
+    and those that go get the same tokens in any case. A call of `advance` that fails changes none of its rows.
 
     A network that learned classes is shown those of the rows, and the null class for rows without one.
     """
@@ -65,7 +79,7 @@ class Batch:
         self.network_calls = 0
         self.classes = _classes(model)
         self._samplers: dict[type[Sampler], Sampler] = {}
-        self._rows: dict[tuple[Sampler, int, int], Rows] = {}  # by sampler, length and view
+        self._rows: dict[_Place, Rows] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._rows.values()))
@@ -77,8 +91,40 @@ class Batch:
         kind = sampler_class(self.model.objective, settings)
         sampler = self._samplers.setdefault(kind, kind(self.model))
         rows.own = sampler.begin(rows, settings)
+        self._put(sampler, rows)
+
+    def _put(self, sampler: Sampler, rows: Rows) -> None:
         place = (sampler, rows.tokens.shape[1], int(rows.view[0]))
         self._rows[place] = Rows.join([self._rows[place], rows]) if place in self._rows else rows
+
+    def rows(self, numbers: Iterable[int]) -> list[Rows]:
+        """Those rows, as far as they are here, as they stand; the batch keeps its own."""
+        return [rows.select(which) for _, rows, which in self._find(numbers)]
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Take those rows out, as far as they are here, and forget them."""
+        self._take(numbers)
+
+    def move(self, numbers: Iterable[int], to: "Batch") -> None:
+        """Hand those rows, as far as they are here, over to another batch of the same model, where they go on."""
+        for sampler, rows in self._take(numbers):
+            to._put(to._samplers.setdefault(type(sampler), sampler), rows)
+
+    def _take(self, numbers: Iterable[int]) -> list[tuple[Sampler, Rows]]:
+        taken = []
+        for place, rows, which in self._find(numbers):
+            taken.append((place[0], rows.select(which)))
+            if bool(which.all()):
+                del self._rows[place]
+            else:
+                self._rows[place] = rows.select(~which)
+        return taken
+
+    def _find(self, numbers: Iterable[int]) -> list[tuple[_Place, Rows, Tensor]]:
+        """The places that have some of these rows, and which `[B]` (bool) of theirs they are."""
+        wanted = torch.as_tensor(list(numbers), dtype=torch.int64, device=self.device)
+        found = [(place, rows, torch.isin(rows.number, wanted)) for place, rows in self._rows.items()]
+        return [(place, rows, which) for place, rows, which in found if bool(which.any())]
 
     def _enter(self, job: Job, settings: SamplingConfig, numbers: Iterable[int]) -> Rows:
         canvas, mask, count = job.canvas.to(self.device), self.model.mask_id, len(job)
@@ -168,11 +214,13 @@ class Batch:
         self.network_calls += 1
 
         first = 0
+        seen: list[Seen | None] = []
         for (sampler, rows, ask), start, need in zip(asked, starts, needs, strict=True):
             place = first + need.cumsum(dim=0) - 1  # of each row in the call
             first += int(need.sum())
             row, position = ask.wanted.nonzero(as_tuple=True)
             if len(row) == 0:
+                seen.append(None)
                 continue
             parts = []
             size = max(_STEP, _CHUNK // mask // _STEP * _STEP)
@@ -185,8 +233,12 @@ class Batch:
                     logits = torch.where(guided[number, None], other + g * (logits - other), logits)
                 parts.append(sampler.look(rows, Sight(r, p, self._sound(rows, r, logits))))
             values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            sampler.tell(rows, Seen(row, position, values))
-            rows.calls += need
+            seen.append(Seen(row, position, values))
+        # Only now, when all that needs much memory is done: an error before this line has changed no row.
+        for (sampler, rows, _), need, what in zip(asked, needs, seen, strict=True):
+            if what is not None:
+                sampler.tell(rows, what)
+                rows.calls += need
 
     @staticmethod
     def _sound(rows: Rows, row: Tensor, logits: Tensor) -> Tensor:
@@ -197,6 +249,43 @@ class Batch:
             return logits
         rows.broken[row[~finite]] = True
         return torch.where(finite[:, None], logits, 0.0)
+
+
+def glance(parts: Sequence[Rows]) -> list[Glance]:
+    """How far rows have come, in one copy from their device."""
+    if not parts:
+        return []
+    tables = [torch.cat([rows.number[:, None], rows.calls[:, None], rows.tokens], dim=1) for rows in parts]
+    flat = torch.cat([table.flatten() for table in tables]).cpu()
+    pieces = flat.split([table.numel() for table in tables])
+    found = []
+    for table, piece in zip(tables, pieces, strict=True):
+        copied = piece.view(table.shape)
+        found += map(Glance, copied[:, 0].tolist(), copied[:, 1].tolist(), copied[:, 2:])
+    return found
+
+
+def collect(model: MaskedDiffusion, job: Job, ended: Sequence[Rows], network_calls: int, seconds: float) -> Samples:
+    """The result of a job: `ended` are its rows as they left a batch, numbered in the job's order.
+
+    network_calls, seconds: of what the job was part of.
+    """
+    rows = Rows.join(ended)
+    rows = rows.select(rows.number.argsort())
+    known = job.canvas.to(rows.tokens.device) != model.mask_id
+    if not torch.equal(rows.tokens[known], job.canvas.to(rows.tokens.device)[known]):
+        raise AssertionError("a known token was touched")
+    return Samples(
+        tokens=rows.tokens.cpu(),
+        event=rows.event.cpu(),
+        calls=rows.calls.cpu(),
+        row_draws=rows.draws.cpu(),
+        broken=rows.broken.cpu(),
+        settings=job.settings.resolve(model.objective),
+        network_calls=network_calls,
+        seconds=seconds,
+        counted={name: value.cpu() for name, value in rows.own.items()},
+    )
 
 
 def _drain(batch: Batch, jobs: Sequence[Job], batch_size: int) -> list[Rows]:
@@ -232,23 +321,7 @@ def run(model: MaskedDiffusion, jobs: Sequence[Job], batch_size: int = 64) -> li
     results, start = [], 0
     for job in jobs:
         own = [(rows.number >= start) & (rows.number < start + len(job)) for rows in ended]
-        rows = Rows.join([rows.select(which) for rows, which in zip(ended, own, strict=True) if bool(which.any())])
-        rows = rows.select(rows.number.argsort())
+        parts = [rows.select(which) for rows, which in zip(ended, own, strict=True) if bool(which.any())]
         start += len(job)
-        known = job.canvas != model.mask_id
-        if not torch.equal(rows.tokens.cpu()[known.cpu()], job.canvas[known].cpu()):
-            raise AssertionError("a known token was touched")
-        results.append(
-            Samples(
-                tokens=rows.tokens.cpu(),
-                event=rows.event.cpu(),
-                calls=rows.calls.cpu(),
-                row_draws=rows.draws.cpu(),
-                broken=rows.broken.cpu(),
-                settings=job.settings.resolve(model.objective),
-                network_calls=batch.network_calls,
-                seconds=perf_counter() - began,
-                counted={name: value.cpu() for name, value in rows.own.items()},
-            )
-        )
+        results.append(collect(model, job, parts, batch.network_calls, perf_counter() - began))
     return results

@@ -132,18 +132,19 @@ class RefinedFirstHitting(FirstHitting):
         total = mixed.sum(dim=1, keepdim=True)
         mixed = torch.where(torch.isfinite(total) & (total > 0), mixed / total, probability)
 
-        memory[row, slot, plan % 3] = torch.where(ahead[:, None], probability, mixed).float()
+        kept = torch.where(ahead[:, None], probability, mixed).float()
         weights = filtered(mixed.log(), rows.top_p[row], rows.top_k[row])
         call = torch.where(behind, rows.event[row, position], rows.calls[row])
         token = categorical(weights, self.token_keys(rows, row, position, call))
         greedy = rows.own["greedy"][row, position]
         token = torch.where(greedy, logits.argmax(dim=1), token)
-        return {"token": torch.where(ahead, self.mask, token)}
+        return {"token": torch.where(ahead, self.mask, token), "kept": kept}
 
     def tell(self, rows: Rows, seen: Seen) -> None:
         token = seen.values["token"]
         event = self.next(rows)[0][seen.row]
         plan = rows.own["plan"][seen.row, seen.position]
+        rows.own["memory"][seen.row, rows.own["slot"][seen.row, seen.position], plan % 3] = seen.values["kept"]
         again = plan < event
         rows.tokens[seen.row[again], seen.position[again]] = token[again]
         drawn = plan <= event

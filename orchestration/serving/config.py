@@ -5,6 +5,24 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class EngineConfig(BaseModel):
+    """How rows share the network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows of the model's own length that a network call takes at most; null = measured at the start",
+    )
+    max_waiting_rows: int = Field(
+        default=1024, ge=1, description="rows that may wait beside those that a call takes; then requests are refused"
+    )
+    slice_calls: int = Field(
+        default=32, ge=1, description="network calls after which a row makes room if others wait for its place"
+    )
+
+
 class ServingConfig(BaseModel):
     """How a run's model is served."""
 

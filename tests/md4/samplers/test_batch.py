@@ -7,6 +7,7 @@ from torch import Tensor
 from md4 import noise, samplers
 from md4.errors import UserError
 from md4.samplers import Batch, Job, SamplingConfig, ancestral
+from md4.samplers.batch import glance
 from tests.md4.oracle import Toy
 from tests.md4.samplers.company import mixed_jobs, transformer
 
@@ -187,3 +188,90 @@ def test_batches_are_not_empty():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingConfig(**wrong)
+
+
+REVISING = [
+    {"sampler": "remdm", "steps": 12, "eta": 0.2},
+    {"sampler": "p2", "steps": 9},
+    {"sampler": "confidence", "steps": 7},
+    {"draws": "legacy_fp32_joint", "steps": 9},
+]
+
+
+def test_rows_that_are_taken_out_and_moved_change_nothing():
+    """At every call some rows go on in another batch and come back, some are looked at, a few leave for good."""
+    model, jobs = transformer(), mixed_jobs(OWN_SETTINGS + REVISING, 28)
+    expected = texts(samplers.run(model, jobs))
+    here, there = Batch(model), Batch(model)
+    for number, job in enumerate(jobs):
+        here.join(job, range(10 * number, 10 * number + len(job)))
+    numbers = [10 * number + row for number, job in enumerate(jobs) for row in range(len(job))]
+    removed, found, turn = set(), {}, 0
+    while len(here) or len(there):
+        turn += 1
+        here.move([n for n in numbers if n * turn % 5 == 1], there)
+        there.move([n for n in numbers if n * turn % 3 == 1], here)
+        if turn in (2, 5):
+            gone = [n for n in numbers if n % 10 == 0 and n % 4 == turn % 4]
+            here.remove(gone)
+            there.remove(gone)
+            removed |= set(gone)
+        for batch in (here, there):
+            batch.advance()
+            assert sum(len(rows) for rows in batch.rows(numbers)) == len(batch)
+            for rows in batch.leave():
+                found.update(zip(rows.number.tolist(), rows.tokens.tolist(), strict=True))
+    kept = {n: tokens for n, tokens in zip(numbers, expected, strict=True) if n not in removed or n in found}
+    assert found == kept
+    assert len(numbers) - len(kept) > 2
+
+
+def test_a_glance_is_how_far_rows_have_come():
+    model = transformer()
+    batch = Batch(model)
+    batch.join(Job(torch.full((2, 24), 27), torch.arange(2), SamplingConfig(sampler="first_hitting")), [5, 6])
+    batch.join(Job(torch.full((1, 17), 27), torch.arange(1), SamplingConfig(steps=99)), [7])
+    for _ in range(3):
+        batch.advance()
+    seen = {one.number: one for one in glance(batch.rows([7, 6, 99]))}
+    assert set(seen) == {6, 7}
+    assert seen[6].calls == 3
+    assert int((seen[6].tokens == 27).sum()) == 21
+    assert seen[7].tokens.shape == (17,)
+    assert glance(batch.rows([])) == []
+
+
+class _Unreliable(torch.nn.Module):
+    """A network whose head fails every now and then."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network, self.count = network, 0
+
+    def body(self, *args):
+        return self.network.body(*args)  # type: ignore[operator]
+
+    def head(self, hidden):
+        self.count += 1
+        if self.count % 17 == 0:
+            raise RuntimeError("no memory")
+        return self.network.head(hidden)  # type: ignore[operator]
+
+
+def test_a_call_that_failed_changes_no_row():
+    """Samplers of all kinds in one call, in which now and then the logits of one of them can't be made."""
+    model, jobs = transformer(), mixed_jobs(OWN_SETTINGS + REVISING, 14)
+    expected = texts(samplers.run(model, jobs))
+    model.network = _Unreliable(model.network)
+    batch, found, failures = Batch(model), {}, 0
+    for number, job in enumerate(jobs):
+        batch.join(job, range(10 * number, 10 * number + len(job)))
+    while len(batch):
+        try:
+            batch.advance()
+        except RuntimeError:
+            failures += 1
+        for rows in batch.leave():
+            found.update(zip(rows.number.tolist(), rows.tokens.tolist(), strict=True))
+    assert [found[number] for number in sorted(found)] == expected
+    assert failures > 5
