@@ -8,7 +8,7 @@ import { TextView } from "./text_view.js";
 export class Card {
   /**
    * index: of the sample; begun: `{seed, canvas}`; served: the model's description.
-   * actions: `useSeed(seed)`, `edit(levels, words)` (images).
+   * actions: `useSeed(seed)`, `edit(levels, name)` (images).
    */
   constructor(index, { seed, canvas }, served, actions) {
     this.replay = new Replay(canvas);
@@ -26,6 +26,7 @@ export class Card {
     again.setAttribute("aria-label", `Keep seed ${seed} for the next samples`);
     again.addEventListener("click", () => actions.useSeed(seed));
     const copying = copier("Copy", () => this.text);
+    copying.setAttribute("aria-label", `Copy ${this.name.toLowerCase()}`);
     const buttons = make("div", { className: "row" }, copying, again);
     if (shape) {
       const edit = make("button", { type: "button", className: "minor", textContent: "Edit" });

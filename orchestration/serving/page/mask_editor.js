@@ -33,10 +33,10 @@ export class MaskEditor {
     return this.hidden.filter(Boolean).length;
   }
 
-  /** Begin with an image: all of it is shown. */
+  /** Begin with an image, levels [H * W * C]: what it has of a pixel is shown. */
   open(levels, words) {
     this.levels = [...levels];
-    this.hidden.fill(false);
+    this.hidden = this.hidden.map((_, pixel) => this.#unknown(pixel));
     this.#done(words);
   }
 
@@ -84,9 +84,12 @@ export class MaskEditor {
   }
 
   #set(pixel, tool) {
-    const own = pixel * this.channels;
-    if (tool === "paint") this.levels.splice(own, this.channels, ...this.shade);
-    this.hidden[pixel] = tool === "hide" || this.levels[own] === null;
+    if (tool === "paint") this.levels.splice(pixel * this.channels, this.channels, ...this.shade);
+    this.hidden[pixel] = tool === "hide" || this.#unknown(pixel);
+  }
+
+  #unknown(pixel) {
+    return this.levels.slice(pixel * this.channels, (pixel + 1) * this.channels).includes(null);
   }
 
   /** The upper left pixel of the brush around a pixel. */

@@ -162,7 +162,7 @@ function begin({ samples, model }) {
   // On a phone the samples lie below the form.
   if ($("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
   player.reset();
-  cards = samples.map((one, index) => new Card(index, one, { ...served, ...model }, { useSeed, edit: (levels, name) => board.edit(levels, `${name} is on the drawing board`) }));
+  cards = samples.map((one, index) => new Card(index, one, { ...served, ...model }, { useSeed, edit }));
   $("samples").replaceChildren(...cards.map((card) => card.element));
   redraw();
 }
@@ -223,8 +223,8 @@ function redraw() {
     dirty = false;
     const { calls, total } = player;
     const byAge = $("by-age").checked;
-    $("samples").classList.toggle("by-age", byAge);
-    $("legend").hidden = Boolean(served?.shape) && !byAge;
+    for (const name of ["samples", "legend"]) $(name).classList.toggle("by-age", byAge);
+    $("legend").classList.toggle("of-images", Boolean(served?.shape));
     if (running && cards.length) $("status").textContent = `Sampling: ${progress()}`;
     for (const card of cards) card.draw(calls, total, running === null, byAge);
     const moment = calls ? `After ${number(calls)} of ${count(total, "call")}` : `Before the first of ${count(total, "call")}`;
@@ -275,6 +275,10 @@ function forgive() {
 function useSeed(seed) {
   $("seed").value = seed;
   $("seed").focus();
+}
+
+function edit(levels, name) {
+  board.edit(levels, `${name} is on the drawing board`);
 }
 
 $("ask").addEventListener("submit", (event) => {

@@ -69,7 +69,6 @@ export class Settings {
       list.id = `${input.id}-words`;
       list.append(...words.map((word) => new Option(word)));
       input.setAttribute("list", list.id);
-      input.after(list);
       return { input, box: box(label(name), input, description(schema, known), list) };
     } else if (!kinds.some((form) => form.type === "array")) {
       input.inputMode = "decimal";
