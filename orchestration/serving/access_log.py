@@ -1,8 +1,8 @@
 """Request ids, and one line of JSON for each request.
 
-    {"time": "2026-01-31T12:00:00+00:00", "id": "3f2a...", "key": "alice", "client": "10.0.0.7", "method": "POST",
-     "route": "/v1/samples", "status": 200, "seconds": 0.81, "model": "demo", "count": 2, "queue_s": 0.003, "calls": 64,
-     "tokens": 512}
+    {"message": "request", "time": "2026-01-31T12:00:00.000+00:00", "id": "3f2a...", "client": "10.0.0.7",
+     "method": "POST", "route": "/v1/samples", "status": 200, "seconds": 0.81, "key": "alice", "model": "demo",
+     "count": 2, "queue_s": 0.003, "calls": 64, "tokens": 512}
 
 The logger is `md4.access`; without a handler of its own it writes to standard error. What was asked for in words is not
 logged, unless `log_prompts` says so.
@@ -83,7 +83,7 @@ class AccessLog:
         finally:
             client = scope.get("client")
             LOGGER.info(
-                None,
+                "request",
                 extra={
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                     "id": name,
