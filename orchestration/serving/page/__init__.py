@@ -27,6 +27,7 @@ _HEADERS = {
 
 router = APIRouter(include_in_schema=False)
 _files = StaticFiles(directory=_FOLDER)
+_names = {file.name: _TYPES[file.suffix] for file in _FOLDER.iterdir() if file.suffix in _TYPES}
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
@@ -42,10 +43,9 @@ async def part(name: str, request: Request) -> Response:
 
 
 async def _send(name: str, request: Request) -> Response:
-    kind = _TYPES.get(Path(name).suffix)
-    if kind is None or not (_FOLDER / Path(name).name).is_file():
+    if name not in _names:
         raise HTTPException(404)
     response = await _files.get_response(name, request.scope)  # 304 if the browser has it
     response.headers.update(_HEADERS)
-    response.headers["content-type"] = kind
+    response.headers["content-type"] = _names[name]
     return response

@@ -45,10 +45,10 @@ export class Card {
     return complete ? this.answer.text : this.view.words(this.calls);
   }
 
-  /** Show it after `calls` of `total` network calls. ended: no more steps will come; byAge: see ImageView. */
+  /** Show it after `calls` of `total` network calls. ended: no more will come; byAge: see ImageView. */
   draw(calls, total, ended, byAge) {
     this.calls = calls;
-    this.view.draw(calls, total, ended, byAge);
+    this.view.draw(calls, total, this.answer !== null, byAge);
     const { revealed, remasked } = this.replay.after(calls);
     const again = remasked ? `, ${remasked} masked again` : "";
     this.count.textContent = `${revealed} of ${this.replay.unknown}${again}`;

@@ -62,7 +62,7 @@ export class ImageView {
   }
 
   /** Show the image after `calls` of `total` network calls. byAge: colour pixels by the call that revealed them. */
-  draw(calls, total, _ended, byAge) {
+  draw(calls, total, _complete, byAge) {
     const [, width, channels] = this.shape;
     const { values, call, newest } = this.replay.after(calls);
     const tint = (pixel) => {

@@ -20,11 +20,11 @@ export class TextView {
     this.element.append(...this.#cells);
   }
 
-  /** Show the text after `calls` of `total` network calls; `ended`: nothing comes any more. */
-  draw(calls, total, ended) {
+  /** Show the text after `calls` of `total` network calls; `complete`: nothing is left to reveal. */
+  draw(calls, total, complete) {
     const { values, call, again, newest } = this.replay.after(calls);
     const now = new Set(newest ? [...newest.positions, ...newest.hidden] : []);
-    const last = ended && calls >= this.replay.calls;
+    const last = complete && calls >= this.replay.calls;
     this.#cells.forEach((cell, position) => {
       const at = call[position];
       let kind = at === GIVEN ? "given" : at === HIDDEN ? "hidden" : "revealed";
