@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from md4.samplers import SamplingConfig
-from orchestration.sampling import SEED_LIMIT, Answer, ModelFacts, Sample
+from orchestration.sampling import SEED_LIMIT, ModelFacts, Sample
 from orchestration.serving.events import Begun, Failed, Step
-from orchestration.serving.models import ModelInfo, Score
+from orchestration.serving.models import Score
 
 Name = Annotated[str | None, Field(description="of the model, as `GET /v1/models` has it; null: the first of them")]
 Seed = Annotated[
@@ -128,7 +128,9 @@ class ScoreRequest(BaseModel):
     """Texts to judge; of a model of images, levels with spaces between."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"texts": ["the cat sat on the mat"], "draws": 16}]}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"texts": ["the cat sat on the mat"], "draws": 16}]},
     )
 
     model: Name = None

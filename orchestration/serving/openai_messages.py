@@ -68,7 +68,9 @@ class CompletionRequest(BaseModel):
     frequency_penalty: float | None = Field(None, description="can't be had: null or 0")
     logit_bias: dict[str, float] | None = Field(None, description="can't be had: null or empty")
     sampling: SamplingConfig | None = Field(None, description="the sampler's further settings (not OpenAI's)")
-    label: Annotated[int, Field(ge=0)] | None = Field(None, description="class, for class-conditional models (likewise)")
+    label: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="class, for class-conditional models (likewise)"
+    )
 
 
 class Choice(BaseModel):

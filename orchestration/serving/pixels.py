@@ -90,7 +90,9 @@ def _png(text: str, name: str, size: tuple[int, int]) -> bytes:
     except Image.DecompressionBombError:
         found = (0, 0)
     if found != size:
-        raise UserError(f"{name}: it is {found[0]} wide and {found[1]} high; the model's images are {size[0]} and {size[1]}")
+        raise UserError(
+            f"{name}: it is {found[0]} wide and {found[1]} high; the model's images are {size[0]} and {size[1]}"
+        )
     return data
 
 

@@ -12,7 +12,6 @@ from fastapi import APIRouter
 from fastapi.sse import format_sse_event
 from starlette.responses import Response
 
-from md4.errors import UserError
 from md4.samplers import SamplingConfig
 from md4.samplers.registry import sampler_class
 from md4.samplers.settings import Objective

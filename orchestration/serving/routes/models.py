@@ -4,7 +4,7 @@ import time
 
 from fastapi import APIRouter
 
-from orchestration.serving.messages import ModelInfo
+from orchestration.serving.models import ModelInfo
 from orchestration.serving.openai_messages import Model, ModelList
 from orchestration.serving.routes.answers import LOOKS, OPENAI_LOOKS
 from orchestration.serving.service import Service

@@ -274,9 +274,9 @@ BODY = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-FIELDS = st.sampled_from(
-    ["prompt", "count", "pixels", "image", "mask", "length", "seed", "label", "stop", "sampling", "texts", "draws", "n"]
-    + ["suffix", "max_tokens", "temperature", "top_p", "echo", "stream", "stream_options", "model", "size", "logit_bias"]
+FIELDS = st.sampled_from(  # of all routes
+    "prompt count pixels image mask length seed label stop sampling texts draws n suffix max_tokens temperature top_p "
+    "echo stream stream_options model size logit_bias".split()
 )
 ROUTES = ("/v1/samples", "/v1/score", "/v1/completions", "/v1/images/generations")
 

@@ -7,7 +7,7 @@ from schemathesis.checks import load_all_checks
 
 from md4.samplers.wording import SETTINGS
 from orchestration.serving.models import Local
-from tests.orchestration.serving.conftest import serving, replace_config
+from tests.orchestration.serving.conftest import replace_config, serving
 
 load_all_checks()
 
@@ -73,7 +73,11 @@ def test_the_interface_is_described(client):
         ("/v1/model", "get"): {"200", "401", "413", "429", "500", "503"},
         ("/healthz", "get"): {"200", "413", "500", "503"},
     }
-    found = {(path, method): set(route["responses"]) for path, routes in document["paths"].items() for method, route in routes.items()}
+    found = {
+        (path, method): set(route["responses"])
+        for path, routes in document["paths"].items()
+        for method, route in routes.items()
+    }
     assert found == expected
     for (path, method), statuses in expected.items():
         answers = document["paths"][path][method]["responses"]
