@@ -5,6 +5,7 @@ would not do. Rows of another length are taken to cost what their tokens cost.
 """
 
 import gc
+import itertools
 import logging
 import os
 import resource
@@ -65,7 +66,7 @@ def measure(call: Callable[[int], float], fits: Callable[[int], bool], most: int
 def best(points: list[Point]) -> int:
     """The rows of the points before the first that is too long or not worth it; at least 1."""
     chosen = points[0].rows
-    for before, point in zip(points, points[1:], strict=False):
+    for before, point in itertools.pairwise(points):
         if point.seconds > LONGEST_S or point.rate < GAIN * before.rate:
             break
         chosen = point.rows

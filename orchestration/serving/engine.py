@@ -4,15 +4,15 @@
     answer = await engine.sample(Request(prompt="the ______ of", seed=1))
     await engine.close()
 
-The samplers are those of `md4.samplers`: a request with a seed gets the tokens that it gets alone, whatever its company,
-and whoever of it leaves. Rows share a call if the network sees equally many tokens of them. (Texts filled up to a common
-length would be seen by the network as they are, and change what comes out.)
+The samplers are those of `md4.samplers`: a request with a seed gets the tokens that it gets alone, whatever its
+company, and whoever of it leaves. Rows share a call if the network sees equally many tokens of them. (It would see what
+a shorter text is filled up with, and predict something else.)
 
 What happens between the calls stands in `worker`, who gets a place in a call in `lanes`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from time import perf_counter
@@ -104,7 +104,7 @@ class Engine:
         finally:
             self._worker.give_up(ticket)
 
-    async def stream(self, request: Request) -> AsyncIterator[Event]:
+    async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """Events of a request, see `Models`. Closed, its rows leave at the next step.
 
         Who reads too slowly gets fewer, larger steps, and slows nobody.
@@ -144,7 +144,9 @@ class Engine:
                 return found
             await ticket.watch.changed.wait()
 
-    async def score(self, texts: Sequence[str], draws: int = 16, seed: int = 0, label: int | None = None) -> list[Score]:
+    async def score(
+        self, texts: Sequence[str], draws: int = 16, seed: int = 0, label: int | None = None
+    ) -> list[Score]:
         """Likelihood bounds of texts, see `Score`; sampling goes on meanwhile."""
         loaded = self.loaded
         read = await asyncio.to_thread(scoring.read_texts, loaded, texts, draws, seed, label)

@@ -31,9 +31,7 @@ class Text:
     characters: int | None  # None: an image
 
 
-def read_texts(
-    loaded: "Loaded", texts: Sequence[str], draws: int, seed: int, label: int | None
-) -> list[Text]:
+def read_texts(loaded: "Loaded", texts: Sequence[str], draws: int, seed: int, label: int | None) -> list[Text]:
     """Texts as tokens. Raises `UserError`, which tells the place of the text, for what can't be scored."""
     if not texts:
         raise UserError("there is no text to score")

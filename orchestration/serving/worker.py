@@ -235,7 +235,9 @@ class Worker:
     def _least_used(self) -> float:
         """Where who comes anew starts to count: at the seconds of who has had the fewest."""
         used = [lane.used_s for weights in self._weights for lane in weights.lanes.values() if lane.members]
-        return min([*used, *([self._scoring_used_s] if self._scorings else [])], default=0.0)
+        if self._scorings:
+            used.append(self._scoring_used_s)
+        return min(used) if used else 0.0
 
     def _change_weights(self, loaded: "Loaded", waiter: Waiter) -> None:
         self._weights.append(_Weights(loaded))

@@ -609,7 +609,9 @@ def test_a_score_that_the_network_cannot_give():
     async def main() -> None:
         async with running(sick()) as engine:
             # Of many tokens some draw leaves both letters visible.
-            found = await asyncio.gather(engine.score(["qq" + "a" * 30], 16), engine.score(["abc"]), return_exceptions=True)
+            found = await asyncio.gather(
+                engine.score(["qq" + "a" * 30], 16), engine.score(["abc"]), return_exceptions=True
+            )
             assert isinstance(found[0], Broken)
             assert not isinstance(found[1], BaseException)
 
