@@ -3,7 +3,7 @@ minute.
 
     python -m tests.benchmarks.bench_recovery [KILLS] [MINUTES]
 
-The demo's network on 2 workers, each on a node of its own (`tests.orchestration.nodes`). Recovery is the time from the
+The demo's network on 2 workers, each on a node of its own (`tests.nodes`). Recovery is the time from the
 SIGKILL to the end of the next step. Goals, median of 5: worker <= 15 s, node <= 35 s. Goodput is the share of wall
 time, from the first step on, that went into steps whose work was kept, a worker being killed every minute.
 """
@@ -21,7 +21,8 @@ from typing import Any
 
 from orchestration.config import Config, load
 from tests.benchmarks.harness import RESULTS, machine
-from tests.orchestration.nodes import Driver, Nodes, nodes, wait_for
+from tests.nodes import Nodes, nodes
+from tests.orchestration.driver import Driver, wait_for
 
 PRESET, GOALS = "pydocs-tiny", {"worker": 15.0, "node": 35.0}
 SETTINGS = [
@@ -71,11 +72,11 @@ def recoveries(cluster: Nodes, folder: Path, kills: int) -> dict[str, list[float
         for number in range(kills):
             ready(driver, 2, began)
             began = time.time()
-            cluster.kill(cluster.nodes.pop())
+            cluster.kill_node_of(driver.workers()[1 - number % 2])
             figures["node"].append(next_step(driver, began))
             print(f"node kill {number + 1}: {figures['node'][-1]:.1f} s", file=sys.stderr, flush=True)
             began = time.time()
-            cluster.nodes.append(cluster.add())
+            cluster.add()
     finally:
         driver.stop()
     return figures

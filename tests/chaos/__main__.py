@@ -17,7 +17,7 @@ from tests import chaos
 from tests.chaos import judge
 from tests.chaos.attempts import Attempts, Trouble
 from tests.chaos.cases import CASES, EVERY, Case, Scene
-from tests.chaos.nodes import Nodes, set_environment, signal_all, wait_until_gone
+from tests.nodes import Nodes, set_environment, signal_all, wait_until_gone
 from tests.orchestration.conftest import tiny_settings, write_corpus
 from tests.s3 import S3, reserve
 

@@ -13,7 +13,7 @@ from typing import Any
 from orchestration.config import load
 from orchestration.events import Events
 from orchestration.runs import Run
-from tests.chaos.nodes import ROOT, Nodes, signal_all
+from tests.nodes import ROOT, Nodes, signal_all
 
 NAME = "tiny"  # of every run; each case has a folder for its own
 _POLL_SECONDS = 0.02

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.chaos.attempts import NAME, Attempts, Trouble
 from tests.chaos.disk import full_disk
-from tests.chaos.nodes import Nodes, signal_all, wait_until_gone
+from tests.nodes import Nodes, signal_all, wait_until_gone
 from tests.s3 import BUCKET, S3, Hold
 
 STEPS = 120
