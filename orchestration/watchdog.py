@@ -125,7 +125,7 @@ class Watchdog:
         told = []
         for rank in behind:
             seen = self._seen[rank]
-            silent = now - seen.lived
+            silent = self._answered - seen.lived  # when the store is gone, nobody is heard of
             alive = f", and its process is silent for {silent:.0f} s" if silent > patience / 2 else ""
             told.append(f"worker {rank} stays at {seen.place}{alive}")
         ahead = max(self._seen.values(), key=lambda seen: seen.count)
