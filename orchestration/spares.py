@@ -26,7 +26,8 @@ def load() -> None:
     """Import what a worker imports before its first step, the late imports of others included."""
     import deepspeed.module_inject.auto_ep_config
     import deepspeed.module_inject.auto_ep_layer
-    import deepspeed.ops.op_builder.all_ops  # noqa: F401  all three when an engine is made
+    import deepspeed.ops.op_builder.all_ops
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  all four when an engine is made
     import torch._dynamo  # noqa: F401  when the first layer is made
 
     import orchestration.worker  # noqa: F401
