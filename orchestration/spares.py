@@ -10,10 +10,20 @@ Ray starts such processes by itself where CPUs are free; for those that are not,
 """
 
 import logging
+from contextlib import suppress
+from importlib import import_module
 
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 
 AFTER_SECONDS = 5.0  # of training: a run that is over by then has no use for a spare
+# What torch imports when the first layer is made, and DeepSpeed when an engine is.
+_LATE = (
+    "torch._dynamo",
+    "deepspeed.module_inject.auto_ep_config",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+)
 _KEPT_SECONDS = 30 * 24 * 3600  # Ray ends it with the job, too
 
 
@@ -23,14 +33,12 @@ def environment() -> dict[str, str]:
 
 
 def load() -> None:
-    """Import what a worker imports before its first step, the late imports of others included."""
-    import deepspeed.module_inject.auto_ep_config
-    import deepspeed.module_inject.auto_ep_layer
-    import deepspeed.ops.op_builder.all_ops
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  all four when an engine is made
-    import torch._dynamo  # noqa: F401  when the first layer is made
-
+    """Import what a worker imports before its first step."""
     import orchestration.worker  # noqa: F401
+
+    for module in _LATE:
+        with suppress(ImportError):
+            import_module(module)
 
 
 def ask() -> None:
