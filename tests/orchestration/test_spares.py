@@ -40,7 +40,7 @@ def wait_for_idle(before: list[int], raylet: int) -> int:
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for process in psutil.Process(raylet).children():
-            if process.pid not in before and process.cmdline() == ["ray::IDLE"]:
+            if process.pid not in before and " ".join(process.cmdline()).strip() == "ray::IDLE":
                 spent = process.cpu_times().user
                 time.sleep(1)
                 if process.cpu_times().user - spent < 0.1:
