@@ -80,9 +80,12 @@ class WeightsAndBiases:
     """
 
     def __init__(self, config: Config, path: Path):
+        # W&B's helper process must die with this one: one inherited from a driver that uses W&B itself would go on
+        # holding the run of a killed worker, and refuse the run to the next.
+        os.environ.pop("WANDB_SERVICE", None)
+        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        os.environ.setdefault("WANDB_SILENT", "true")
         file = path / "wandb" / "run-id"
         if not file.exists():
             file.parent.mkdir(exist_ok=True)

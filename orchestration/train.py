@@ -13,7 +13,7 @@ import torch
 
 from md4.errors import UserError
 from md4.model import count_parameters
-from orchestration import checkpoints, memory_plan
+from orchestration import checkpoints, memory_plan, spares
 from orchestration.cluster import cluster, worker_environment
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
@@ -160,7 +160,7 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
             storage_path=str((run.path / ".ray").resolve()),
             failure_config=FailureConfig(max_failures=-1),  # what counts is the trainer's own budget
             callbacks=[Recovery(str(run.path.resolve()))],  # type: ignore[list-item]
-            worker_runtime_env={"env_vars": worker_environment()},
+            worker_runtime_env={"env_vars": worker_environment() | spares.environment()},
         ),
         folder=str(run.path.resolve()),
         checkpoints=str(run.checkpoints.absolute()),

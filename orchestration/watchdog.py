@@ -20,6 +20,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 EXIT_CODE = 75  # of a worker that ended itself: "temporary failure" of sysexits.h
 _BEAT_SECONDS = 1.0
+_CLOSING_SECONDS = 5.0  # a store that no longer answers is not waited for
 _FIRST_PATIENCE = 10  # times as much before the first step is made: memory is found, files are read
 
 
@@ -47,6 +48,7 @@ class Watchdog:
         self._count, self._place, self._stepped = 0, "the start", False
         self._moved = time.monotonic()
         self._done = threading.Event()
+        self._threads: list[threading.Thread] = []
         if patience and self._world > 1:
             # A connection of its own: that of the process group may be waiting for something.
             self._store = TCPStore(
@@ -59,8 +61,11 @@ class Watchdog:
             now = time.monotonic()
             self._seen = {rank: _Seen(moved=now, lived=now) for rank in range(self._world)}
             self._answered = now
-            for task in (self._talk, self._watch):
-                threading.Thread(target=task, name="watchdog", daemon=True).start()
+            self._threads = [
+                threading.Thread(target=task, name="watchdog", daemon=True) for task in (self._talk, self._watch)
+            ]
+            for thread in self._threads:
+                thread.start()
 
     def at(self, place: str, step: int) -> None:
         """The worker has come to this place of the loop. Cheap; called by the thread that trains."""
@@ -79,8 +84,10 @@ class Watchdog:
         self._stepped = True
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Watch no longer. The threads end first: one that Python's end finds inside the store aborts the process."""
         self._done.set()
+        for thread in self._threads:
+            thread.join(_CLOSING_SECONDS)
 
     def _talk(self) -> None:
         """Tell and hear. Waits without end for a store whose process is stopped: hence a thread of its own."""
@@ -125,7 +132,7 @@ class Watchdog:
         told = []
         for rank in behind:
             seen = self._seen[rank]
-            silent = now - seen.lived
+            silent = self._answered - seen.lived  # when the store is gone, nobody is heard of
             alive = f", and its process is silent for {silent:.0f} s" if silent > patience / 2 else ""
             told.append(f"worker {rank} stays at {seen.place}{alive}")
         ahead = max(self._seen.values(), key=lambda seen: seen.count)

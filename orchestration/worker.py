@@ -24,7 +24,7 @@ from md4.flops import PassFlops
 from md4.genmd4 import GenMD4
 from md4.model import build, drop_labels
 from md4.objectives import MaskedDiffusion, bits_per_token
-from orchestration import checkpoints, powers, progress
+from orchestration import checkpoints, powers, progress, spares
 from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.clock import Clock
 from orchestration.config import Config
@@ -184,9 +184,13 @@ class _Training:
         if self.step == 0 and self.config.evaluation.every:
             self._evaluate()
         self._start_timing()
+        spare_at = time.monotonic() + spares.AFTER_SECONDS if train.spare else None
         for batch, waited in self._timed(stream):
             orders = self._update(batch, waited)
             self.watchdog.stepped()
+            if spare_at is not None and time.monotonic() > spare_at:
+                spares.ask()
+                spare_at = None
             if self.stopped is not None:
                 self._finish_writing()
                 raise Hopeless(self.stopped)

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import ray.data
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.data.block import Block, BlockAccessor
 
 from md4.errors import UserError
 from pipelines.row_cache import Found, read_rows
 from pipelines.shards import open_set
 from pipelines.storage import Folder
+
+# Processes that read don't import at their start what those import that they read for.
+PLAIN_PROCESS = {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: ""}}
 
 
 def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:

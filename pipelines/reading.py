@@ -21,7 +21,7 @@ from ray.data.block import BlockMetadata
 
 from md4.errors import UserError
 from pipelines.mixture import Mixture, Part
-from pipelines.ray_data import quiet, read_unit
+from pipelines.ray_data import PLAIN_PROCESS, quiet, read_unit
 from pipelines.shards import Reads, ShardSet
 
 Block = dict[str, np.ndarray]  # columns of examples
@@ -197,6 +197,7 @@ class _Running:
             # Reading takes no CPU of Ray's accounting: a training run may hold all of it, and would wait for itself.
             num_cpus=0,
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+            ray_remote_args={"runtime_env": PLAIN_PROCESS},
         )
         context = quiet(dataset).context
         context.target_max_block_size = None  # one unit is one block

@@ -17,7 +17,7 @@ from tests import chaos
 from tests.chaos import judge
 from tests.chaos.attempts import Attempts, Trouble
 from tests.chaos.cases import CASES, EVERY, Case, Scene
-from tests.chaos.nodes import Nodes, set_environment, signal_all, wait_until_gone
+from tests.nodes import Nodes, set_environment, signal_all, wait_until_gone
 from tests.orchestration.conftest import tiny_settings, write_corpus
 from tests.s3 import S3, reserve
 
@@ -31,16 +31,16 @@ class Theatre:
         self.nodes, self.s3 = nodes, s3
         self._folder, self._seed, self._kills, self._patience = folder, seed, kills, patience
         self._corpus = write_corpus(folder / "words.txt")
-        self._expected: dict[int, Run] = {}  # by steps
+        self._expected: dict[tuple[int, tuple[str, ...]], Run] = {}  # by steps and settings
 
     def play(self, case: Case) -> str:
         """What happened, as a line. Trouble if it is not what should happen."""
         steps = case.steps(self._kills)
-        expected = self.undisturbed(steps)
+        expected = self.undisturbed(case)
         folder = self._make_folder(case.name)
         scene = Scene(
             self.nodes, self.s3, folder, random.Random(f"{self._seed}/{case.name}"), self._kills,
-            lambda *settings: self._attempts(folder, steps, *settings),
+            lambda *settings: self._attempts(folder, steps, *case.settings, *settings),
         )  # fmt: skip
         self.s3.reset()
         self.nodes.ensure(_COUNT)
@@ -57,11 +57,12 @@ class Theatre:
         finally:
             self._clear(scene)
 
-    def undisturbed(self, steps: int) -> Run:
-        """The run of so many steps that nothing happens to."""
-        if steps not in self._expected:
+    def undisturbed(self, case: Case) -> Run:
+        """The run of as many steps and the same settings that nothing happens to."""
+        key = steps, settings = case.steps(self._kills), case.settings
+        if key not in self._expected:
             began = time.monotonic()
-            attempts = self._attempts(self._make_folder(f"undisturbed-{steps}"), steps)
+            attempts = self._attempts(self._make_folder(f"undisturbed-{len(self._expected)}"), steps, *settings)
             try:
                 attempts.start()
                 attempts.finish()
@@ -69,9 +70,10 @@ class Theatre:
                 raise Trouble(f"the undisturbed run: {trouble}\n{_context(attempts)}") from None
             finally:
                 attempts.close()
-            print(f"      undisturbed run of {steps} steps ({time.monotonic() - began:.0f} s)", flush=True)
-            self._expected[steps] = Run(attempts.path)
-        return self._expected[steps]
+            told = " ".join([f"{steps} steps", *settings])
+            print(f"      undisturbed run of {told} ({time.monotonic() - began:.0f} s)", flush=True)
+            self._expected[key] = Run(attempts.path)
+        return self._expected[key]
 
     def _attempts(self, folder: Path, steps: int, *settings: str) -> Attempts:
         own = [f"train.steps={steps}", f"checkpoint.every={EVERY}", f"train.workers={_COUNT}", "train.zero_stage=2"]
@@ -164,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         for one in chosen:
             began = time.monotonic()
             try:
-                stage.undisturbed(one.steps(told.kills))
+                stage.undisturbed(one)
                 began = time.monotonic()
                 outcome, line = "PASS", stage.play(one)
             except Trouble as trouble:

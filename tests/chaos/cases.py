@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.chaos.attempts import NAME, Attempts, Trouble
 from tests.chaos.disk import full_disk
-from tests.chaos.nodes import Nodes, signal_all, wait_until_gone
+from tests.nodes import Nodes, signal_all, wait_until_gone
 from tests.s3 import BUCKET, S3, Hold
 
 STEPS = 120
@@ -50,6 +50,7 @@ class Case:
     run: Callable[[Scene], None]
     about: str
     exact: bool = True  # the final weights have the undisturbed run's bits
+    settings: tuple[str, ...] = ()  # of this case and of the undisturbed run that it is compared with
 
     def steps(self, kills: int) -> int:
         return max(STEPS, _APART * (kills + 1)) if self.run is random_kills else STEPS
@@ -58,11 +59,13 @@ class Case:
 CASES: list[Case] = []
 
 
-def case(name: str, exact: bool = True) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
+def case(
+    name: str, exact: bool = True, settings: tuple[str, ...] = ()
+) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
     """Declare a case; the first line of the docstring says what it does."""
 
     def declare(run: Callable[[Scene], None]) -> Callable[[Scene], None]:
-        CASES.append(Case(name, run, (run.__doc__ or "").partition("\n")[0], exact))
+        CASES.append(Case(name, run, (run.__doc__ or "").partition("\n")[0], exact, settings))
         return run
 
     return declare
@@ -413,7 +416,9 @@ def disk_full_for_good(scene: Scene) -> None:
 # -- sizes -----------------------------------------------------------------------------------------------------------
 
 
-@case("resizes 2 -> 1 -> 2", exact=False)
+# At the other cases' 1e-2 two undisturbed runs, of one and of two workers, end with weights 6 % apart: training doubles
+# a difference in the last bit every three steps. At 1e-3 they are 8e-8 apart.
+@case("resizes 2 -> 1 -> 2", exact=False, settings=("optimizer.learning_rate=1e-3",))
 def resizes(scene: Scene) -> None:
     """A node is killed: one worker goes on; a node comes, and two do, from a checkpoint made for that."""
     run = scene.start("train.workers=1..2", *_SLOW)

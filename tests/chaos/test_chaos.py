@@ -22,7 +22,7 @@ from tests.chaos.__main__ import main
 from tests.chaos.attempts import Attempts, Recovery, Trouble
 from tests.chaos.cases import CASES, EVERY, STEPS, random_kills
 from tests.chaos.disk import limit_files
-from tests.chaos.nodes import ROOT
+from tests.nodes import ROOT
 from tests.s3 import BUCKET
 
 KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")

@@ -13,7 +13,8 @@ from md4.errors import UserError
 from orchestration.policies import Budget, Preempted, causes
 from orchestration.runs import Run
 from orchestration.train import train
-from tests.orchestration.nodes import Driver, nodes, wait_for
+from tests.nodes import nodes
+from tests.orchestration.driver import Driver, wait_for
 
 STEPS = 150
 SETTINGS = [  # many small passes: steps so long that a node can join before the last

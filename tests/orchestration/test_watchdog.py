@@ -50,9 +50,9 @@ def launch(how: str, patience: float = 60) -> list[tuple[int | None, str]]:
 )
 def test_who_is_missing_is_named_and_the_waiting_end(how, said):
     *waiting, stuck = ended = launch(how)
-    # When the first of them ends (a worker whose loop alone hangs too), the others may notice that before their time.
-    assert all(status in (EXIT_CODE, 1) for status, _ in waiting), ended
-    assert stuck[0] in (EXIT_CODE, 1, None), ended
+    # When the first ends (a worker whose loop alone hangs does too), the others may fail before their time is up.
+    assert all(status for status, _ in waiting), ended
+    assert stuck[0] != 0, ended
     assert EXIT_CODE in [status for status, _ in ended]
     assert all(said in output for status, output in ended if status == EXIT_CODE), ended
 

@@ -128,7 +128,7 @@ prepare(DataConfig.model_validate_json(sys.argv[1]))
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("deduplicate", [False, True])
+@pytest.mark.parametrize("deduplicate", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_and_finished_on_other_cpus(ray_cluster, tmp_path, deduplicate):
     """A run on one CPU is killed after its first part; the run that goes on here, on four, ends with the same bytes.
 

@@ -1,29 +1,21 @@
-"""A Ray cluster of several nodes on this machine, and `md4 train` as a process of its own that joins it.
-
-Each node has a raylet and one logical CPU, so one worker; the head has none. Whoever starts the nodes does not join the
-cluster: the tests' own Ray, if there is one, goes on undisturbed beside it.
-"""
+"""`md4 train` as a process of its own, on a cluster of several nodes (`tests.nodes`)."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from orchestration.cluster import set_environment
 from orchestration.config import Config
 from orchestration.events import Events
 from orchestration.runs import Run
+from tests.nodes import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 Found = TypeVar("Found")
 
 
-def wait_for(what: Callable[[], Found], seconds: float, why: str) -> Found:
+def wait_for(what: Callable[[], Found | None], seconds: float, why: str) -> Found:
     """The first true answer of `what`; TimeoutError when there is none in time."""
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -31,53 +23,6 @@ def wait_for(what: Callable[[], Found], seconds: float, why: str) -> Found:
             raise TimeoutError(f"{why}: not within {seconds:.0f} s")
         time.sleep(0.02)
     return found
-
-
-class Nodes:
-    """The cluster. Nodes can be started from the main thread only."""
-
-    def __init__(self, count: int):
-        set_environment()
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        from ray.cluster_utils import Cluster
-
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20},
-        )
-        self.nodes = [self.add() for _ in range(count)]
-
-    @property
-    def address(self) -> str:
-        return self._cluster.address
-
-    def add(self) -> Any:
-        """Start a node; returns when the cluster knows it."""
-        return self._cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-
-    def kill(self, node: Any) -> None:
-        """The machine is gone: SIGKILL to its raylet, with which its workers die."""
-        for info in node.all_processes["raylet"]:
-            os.kill(info.process.pid, signal.SIGKILL)
-
-    def drain(self, node: Any, seconds: int) -> None:
-        """Announce that the node will be taken away."""
-        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.address]
-        command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-        command += ["--deadline-remaining-seconds", str(seconds)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-
-    def close(self) -> None:
-        self._cluster.shutdown()
-
-
-@contextmanager
-def nodes(count: int) -> Iterator[Nodes]:
-    cluster = Nodes(count)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
 
 
 class Driver:
