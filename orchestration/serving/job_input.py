@@ -138,7 +138,7 @@ def _object(line: bytes | None) -> dict[str, Any] | Refused:
     if line is None:
         return Refused(413, f"the line is longer than {LONGEST_LINE:,} bytes")
     try:
-        found = from_json(line.decode(), allow_inf_nan=False)
+        found = from_json(line.decode().strip(), allow_inf_nan=False)
     except UnicodeDecodeError as error:
         return Refused(422, f"the line is not UTF-8: byte {line[error.start]:#04x} at {error.start}")
     except ValueError as error:
