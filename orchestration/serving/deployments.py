@@ -6,7 +6,7 @@ another one, or tells the client what happened.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -122,7 +122,9 @@ class EngineReplica:
             return self._held[name]
 
         most = len(self._runs) if config.models_per_replica is None else config.models_per_replica
-        self._hold = serve.multiplexed(hold, max_num_models_per_replica=most)
+        self._hold: Callable[[str], Awaitable[Held]] = serve.multiplexed(  # type: ignore[assignment]
+            hold, max_num_models_per_replica=most
+        )
         for name in list(self._runs)[:most]:
             await self._hold(name)
 

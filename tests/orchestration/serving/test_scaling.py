@@ -1,5 +1,6 @@
 """Replicas follow the load: none, two, none."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -36,11 +37,19 @@ def test_from_none_to_two_to_none(ray_cluster, tmp_path):
             wait_for(lambda: not replicas(), 60, "no replica without requests")
             assert client.get("/healthz").is_success  # who only looks wakes nobody
             assert not replicas()
-            body = {"count": 4, "seed": 1, "length": 1000, "sampling": {"block": 16}}
-            with ThreadPoolExecutor(12) as pool:
-                answers = [pool.submit(client.post, "/v1/samples", json=body) for _ in range(12)]
-                wait_for(lambda: len(replicas()) == 2, 60, "two replicas")
-            assert all(answer.result().is_success for answer in answers)
+            enough = threading.Event()
+
+            def ask() -> list[httpx.Response]:
+                body, answers = {"seed": 1, "length": 300, "sampling": {"block": 16}}, []
+                while not enough.is_set():
+                    answers.append(client.post("/v1/samples", json=body))
+                return answers
+
+            with ThreadPoolExecutor(8) as pool:
+                asking = [pool.submit(ask) for _ in range(8)]
+                wait_for(lambda: len(replicas()) == 2, 90, "two replicas")
+                enough.set()
+            assert all(answer.is_success for one in asking for answer in one.result())
             found = client.post("/v1/samples", json={"seed": 1}).json()
             assert found["samples"][0]["text"] == expected
             wait_for(lambda: not replicas(), 60, "none again")
