@@ -1,4 +1,4 @@
-"""Replicas follow the load: none, two, none."""
+"""Replicas follow the load: none, two, none; and hold as many models as they may."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +22,7 @@ CONFIG = ServingConfig(
     requests_per_replica=2,
     grow_s=0.5,
     shrink_s=2,
+    models_per_replica=1,
     engine=EngineConfig(max_rows=4),
 )
 
@@ -29,9 +30,9 @@ CONFIG = ServingConfig(
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_from_none_to_two_to_none(ray_cluster, tmp_path):
-    run = write_run(tmp_path)
-    expected = sample(load_model(run), seed=1).samples[0].text
-    server = app.serve_run(run, CONFIG)
+    run, other = write_run(tmp_path / "one"), write_run(tmp_path / "two", seed=1)
+    expected = [sample(load_model(one), seed=1).samples[0].text for one in (run, other)]
+    server = app.serve_run(run, CONFIG, {"other": other})
     try:
         with httpx.Client(base_url=server.url, timeout=120) as client:
             wait_for(lambda: not replicas(), 60, "no replica without requests")
@@ -50,8 +51,12 @@ def test_from_none_to_two_to_none(ray_cluster, tmp_path):
                 wait_for(lambda: len(replicas()) == 2, 90, "two replicas")
                 enough.set()
             assert all(answer.is_success for one in asking for answer in one.result())
-            found = client.post("/v1/samples", json={"seed": 1}).json()
-            assert found["samples"][0]["text"] == expected
+            # Each replica has room for one model: the other takes its place, and gives it back.
+            asked = [
+                client.post("/v1/samples", json={"seed": 1, "model": name}) for name in ("small", "other", "small")
+            ]
+            texts = [answer.json()["samples"][0]["text"] for answer in asked]
+            assert texts == [expected[0], expected[1], expected[0]]
             wait_for(lambda: not replicas(), 60, "none again")
     finally:
         server.stop()
