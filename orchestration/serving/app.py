@@ -92,7 +92,7 @@ def application(models: Mapping[str, str], config: ServingConfig, load: Load = l
 def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig) -> str:
     """The file, YAML, from which `serve deploy` starts the same application on a cluster."""
     folders = {name: str(Path(run).resolve()) for name, run in models.items()}
-    own = config.model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
+    own = config.placed().model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
     tree = {
         "proxy_location": "EveryNode",
         "http_options": {"host": config.host, "port": config.port},
@@ -154,7 +154,7 @@ def serve_run(
     for folder in folders.values():
         if checkpoints.newest(Run(folder).checkpoints, print) is None:
             raise UserError(f"run {folder} has no sound checkpoint yet")
-    config = Run(run).config.serving if config is None else config
+    config = (Run(run).config.serving if config is None else config).placed()
     port = free_port(config.host, config.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
