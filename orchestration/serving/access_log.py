@@ -4,8 +4,8 @@
      "method": "POST", "route": "/v1/samples", "status": 200, "seconds": 0.81, "key": "alice", "model": "demo",
      "count": 2, "queue_s": 0.003, "calls": 64, "tokens": 512}
 
-The logger is `md4.access`; without a handler of its own it writes to the file `serving.access_log` or standard error. What was asked for in words is not
-logged, unless `log_prompts` says so.
+The logger is `md4.access`; without a handler of its own it writes to the file `serving.access_log`, or to standard
+error. What was asked for in words is not logged, unless `log_prompts` says so.
 """
 
 import logging
