@@ -26,7 +26,7 @@ from md4.noise import key
 from md4.samplers import SamplingConfig
 from orchestration import sampling
 from orchestration.sampling import LENGTH_LIMIT, SEED_LIMIT, ModelFacts, Request
-from orchestration.serving.config import EngineConfig, ServingConfig
+from orchestration.serving.config import ServingConfig
 from orchestration.serving.engine import Engine
 from orchestration.serving.errors import Refused, complaints, refusal
 from orchestration.serving.job_input import FIELDS, LINES, JobInput, JobRequest, Row, kind_of, open_input
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 # The limits of a service protect others; here are none, and these keep a slip from taking all of the memory.
 _LIMITS = ServingConfig(max_count=2**15, max_length=LENGTH_LIMIT, max_steps=1_000_000)
-_ENGINE = EngineConfig(max_waiting_rows=2**16)  # more than are ever under way: nothing is refused for want of room
+_ROOM = 2**16  # rows that may wait in the engine: more than there ever are, so that nothing is refused for want of it
 _FULL = 4.0  # network calls that the rows under way fill: whatever their lengths, there are some for the next call
 _HELD = 1 << 26  # bytes, about, of requests that are under way, or wait for one before them to be written
 _REQUEST_BYTES, _TOKEN_BYTES = 1 << 12, 16  # of what there is of each beside its line
@@ -227,7 +227,8 @@ async def _answer(
     """Have all requests that are not in `lines` answered, and written there."""
     if torch.cuda.is_available():
         loaded.model.to("cuda")
-    engine = Engine(loaded, _ENGINE, settings=facts.settings)
+    config = loaded.config.serving.engine.model_copy(update={"max_waiting_rows": _ROOM})
+    engine = Engine(loaded, config, settings=facts.settings)
     try:
         while engine.healthy and not engine.stats().ready:  # it measures how many rows a call takes
             await asyncio.sleep(0.01)
