@@ -341,14 +341,21 @@ def sample(
 
 
 def _answer_file(run: Path, job: "BatchJob", settings: Sequence[str], ema: bool) -> None:
-    """Do a job of `md4 sample --input`."""
-    from orchestration.runs import Run, load_model
+    """Do a job of `md4 sample --input`, on the GPU if there is one."""
+    import torch
+
+    from orchestration.runs import Loaded, Run, load_model
     from orchestration.sampling_settings import read_settings
     from orchestration.serving.batch_jobs import run as answer
 
+    def load() -> Loaded:
+        loaded = load_model(run, ema=ema, report=say)
+        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return loaded
+
     job = replace(job, settings=read_settings(Run(run).config.sampling, settings))
     try:
-        outcome = answer(job, lambda: load_model(run, ema=ema, report=say), say)
+        outcome = answer(job, load, say)
     except KeyboardInterrupt:
         say("stopped: the same command with --resume goes on")
         raise

@@ -18,7 +18,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from md4.errors import UserError
@@ -201,6 +200,15 @@ class _Place:
             self.lines.unlink(missing_ok=True)
 
 
+def _flat(facts: JobFacts) -> dict[str, Any]:
+    """What makes a job what it is, by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in facts.model_dump(mode="json", exclude={"run", "outcome"}).items():
+        inner = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        found |= inner
+    return found
+
+
 def _facts(
     job: BatchJob, source: JobInput, defaults: dict[str, Any], run: str, model: ModelFacts, seed: int
 ) -> JobFacts:
@@ -225,8 +233,6 @@ async def _answer(
     loaded: "Loaded", source: JobInput, facts: JobFacts, lines: Lines, report: Callable[[str], None]
 ) -> None:
     """Have all requests that are not in `lines` answered, and written there."""
-    if torch.cuda.is_available():
-        loaded.model.to("cuda")
     config = loaded.config.serving.engine.model_copy(update={"max_waiting_rows": _ROOM})
     engine = Engine(loaded, config, settings=facts.settings)
     try:

@@ -25,6 +25,7 @@ from orchestration.sampling import sample
 from orchestration.serving import batch_jobs, job_output
 from orchestration.serving.batch_jobs import BatchJob, Outcome, seed_of
 from orchestration.serving.engine import Engine
+from orchestration.serving.errors import Refused
 from orchestration.serving.job_input import LinesInput, open_input
 from orchestration.serving.job_output import JobRecord, Lines
 from orchestration.serving.messages import Drawn
@@ -284,6 +285,15 @@ def test_rows_are_skipped_across_row_groups(tmp_path, skip):
     ]
 
 
+def test_a_row_that_is_no_text_is_refused_alone(tmp_path):
+    text = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": text}), tmp_path / "in.parquet")
+    first, second, third = [row.content for row in open_input(tmp_path / "in.parquet").rows()]
+    assert (first, third) == ({"prompt": "a"}, {"prompt": "c"})
+    assert isinstance(second, Refused)
+    assert "can't decode byte 0xff" in second.detail
+
+
 # --- before anything is started ---
 
 
@@ -374,10 +384,10 @@ def test_a_job_is_resumed_only_as_what_it_was(loaded, whole, tmp_path):
     other = write_lines(tmp_path / "other.jsonl", *REQUESTS, {})
     for other_model, given_source, more, expected_words in [
         (loaded, source, {"seed": 2}, "seed: the job has 1, given is 2"),
-        (loaded, source, {"count": 3}, "defaults: the job has {'count': 1}, given is {'count': 3}"),
-        (loaded, source, {"settings": ANCESTRAL.changed({"steps": 5})}, "settings: "),
-        (loaded, other, {}, "input: "),
-        (model(step=8), source, {}, "model: .*'step': 7}, given is .*'step': 8}"),
+        (loaded, source, {"count": 3}, "defaults.count: the job has 1, given is 3"),
+        (loaded, source, {"settings": ANCESTRAL.changed({"steps": 5})}, "settings.steps: the job has 24, given is 5"),
+        (loaded, other, {}, "input.sha256: "),
+        (model(step=8), source, {}, "model.step: the job has 7, given is 8"),
     ]:
         with pytest.raises(UserError, match=expected_words):
             answer(other_model, given_source, output, resume=True, **more)
