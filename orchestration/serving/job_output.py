@@ -81,6 +81,7 @@ class Lines:
         self.answered = self.refused = 0
         self.problem: str | None = None  # the first one
         with _writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

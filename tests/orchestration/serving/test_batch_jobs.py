@@ -22,10 +22,12 @@ from md4.samplers import SamplingConfig
 from orchestration import cli
 from orchestration.runs import Loaded, load_model
 from orchestration.sampling import sample
-from orchestration.serving import batch_jobs, job_output
-from orchestration.serving.batch_jobs import BatchJob, Outcome, seed_of
+from orchestration.serving import batch_jobs, job_desk, job_output
+from orchestration.serving.batch_jobs import BatchJob
 from orchestration.serving.engine import Engine
 from orchestration.serving.errors import Refused
+from orchestration.serving.job_desk import seed_of
+from orchestration.serving.job_facts import Outcome
 from orchestration.serving.job_input import LinesInput, open_input
 from orchestration.serving.job_output import JobRecord, Lines
 from orchestration.serving.messages import Drawn
@@ -479,7 +481,7 @@ def test_records_come_in_order_and_few_requests_are_in_memory(loaded, tmp_path, 
 
 
 def test_a_request_that_takes_long_does_not_fill_the_memory(loaded, tmp_path, counted, monkeypatch):
-    monkeypatch.setattr(batch_jobs, "_HELD", 50 * 4200)
+    monkeypatch.setattr(job_desk, "_HELD", 50 * 4200)
     first = {"length": LENGTH, "sampling": {"sampler": "p2", "steps": 100}}
     requests = [first, *[{"length": 4, "sampling": {"steps": 1}}] * 200]
     answer(loaded, write_lines(tmp_path / "in.jsonl", *requests), tmp_path / "out.jsonl")
