@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from md4.errors import UserError
@@ -352,6 +352,8 @@ def whole(loaded, tmp_path_factory) -> tuple[Path, bytes, bytes]:
 
 
 @settings(max_examples=16, deadline=None)
+@example(share=0.0, table=False)
+@example(share=1.0, table=True)
 @given(share=st.floats(0, 1), table=st.booleans())
 def test_a_job_that_was_killed_at_any_byte_ends_the_same(loaded, whole, tmp_path_factory, share, table):
     folder = tmp_path_factory.mktemp("cut")
@@ -361,6 +363,8 @@ def test_a_job_that_was_killed_at_any_byte_ends_the_same(loaded, whole, tmp_path
     cut = expected[: round(share * len(expected))]
     lines.write_bytes(cut)
     (folder / f"{output.name}.job.json").write_bytes(begun)
+    if table and share == 1:
+        output.write_bytes(b"a table that nobody knows to be complete")
     outcome = answer(loaded, source, output, resume=True, seed=None)
     assert (outcome.answered, outcome.refused) == (3, 1)
     if table:
@@ -415,10 +419,14 @@ def test_ctrl_c_leaves_what_is_done(loaded, whole, tmp_path, monkeypatch):
         if self.count == 2:
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Lines, "write", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            answer(loaded, source, tmp_path / "out.jsonl")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Lines, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                answer(loaded, source, tmp_path / "out.jsonl")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert expected.startswith((tmp_path / "out.jsonl").read_bytes())
     answer(loaded, source, tmp_path / "out.jsonl", resume=True)
     assert (tmp_path / "out.jsonl").read_bytes() == expected
