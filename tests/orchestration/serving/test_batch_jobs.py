@@ -77,8 +77,8 @@ def test_answers_are_those_of_http_and_of_the_library(client, runs, tmp_path):
     requests = [
         {"prompt": "the _{3} of", "count": 3, "seed": 11, "sampling": {"steps": 9, "top_p": 0.9}, "order": True},
         {"length": 12, "seed": 4},
-        {"prompt": "a", "seed": 5, "stop": " ", "sampling": {"sampler": "first_hitting"}},
-        {"count": 2, "seed": 2**53 - 2, "length": 60, "sampling": {"block": 16}},
+        {"prompt": "a", "seed": 5, "stop": " ", "sampling": {"sampler": "first_hitting", "steps": 6}},
+        {"count": 2, "seed": 2**53 - 2, "length": 40, "sampling": {"block": 16, "steps": 8}},
         {"prompt": "_", "count": 99, "sampling": {"steps": 0}},
     ]
     output = tmp_path / "out.jsonl"
@@ -86,7 +86,9 @@ def test_answers_are_those_of_http_and_of_the_library(client, runs, tmp_path):
     records = read_lines(output)
     assert [list(record) for record in records] == [list(JobRecord.model_fields)] * len(requests)
     for record, request in zip(records[:-1], requests[:-1], strict=True):
-        found = client.post("/v1/samples", json=request).json()
+        response = client.post("/v1/samples", json=request)
+        assert response.status_code == 200, response.text
+        found = response.json()
         assert (record["samples"], record["model"], record["error"]) == (found["samples"], found["model"], None)
     assert records[-1]["error"]["detail"] == client.post("/v1/samples", json=requests[-1]).json()["detail"]
     expected = sample(
