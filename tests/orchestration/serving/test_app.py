@@ -235,9 +235,15 @@ def test_a_second_service_is_refused(server, run):
         app.serve_run(run, ServingConfig(port=0))
 
 
-def test_stops(server, client):
+def test_stops_after_what_it_has_accepted(server, client):
     """Last of those that ask: nobody answers afterwards."""
-    server.stop()
+    with ThreadPoolExecutor(1) as pool, client.stream("POST", "/v1/samples", json={**LONG, "stream": True}) as response:
+        events = events_of(response)
+        next(events)
+        stopped = pool.submit(server.stop)
+        last = list(events)[-1]
+        stopped.result()
+    assert isinstance(last, dict), last
     with pytest.raises(httpx.TransportError):
         client.get("/healthz")
 
