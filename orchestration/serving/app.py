@@ -10,6 +10,7 @@ What is in it stands in `deployments`; what it answers over HTTP in `http`.
 import logging
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import ray
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from md4.errors import UserError
 from orchestration import checkpoints
@@ -129,9 +131,9 @@ class Server:
         cluster_ends: the Ray cluster itself is ended next and takes Serve's own actors with it; ending them one by one
         before makes Ray complain of an actor that ends itself.
         """
-        if cluster_ends:
+        with suppress(RayServeException):  # it may have been ended already
             serve.delete(APPLICATION)
-        else:
+        if not cluster_ends:
             serve.shutdown()
 
 
