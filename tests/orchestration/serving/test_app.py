@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 CONFIG = ServingConfig(
     port=0, num_cpus=0.5, replicas=2, refresh_s=0.2, max_count=8, engine=EngineConfig(max_rows=8, max_waiting_rows=64)
 )
-LONG = {"count": 4, "length": 1000, "sampling": {"block": 16}, "seed": 1}  # hundreds of network calls
+LONG = {"count": 4, "length": 600, "sampling": {"block": 16}, "seed": 1}  # hundreds of network calls
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ CONFIG = ServingConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_from_none_to_two_to_none(ray_cluster, tmp_path):
