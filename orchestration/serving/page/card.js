@@ -29,10 +29,16 @@ export class Card {
     copying.setAttribute("aria-label", `Copy ${this.name.toLowerCase()}`);
     const buttons = make("div", { className: "row" }, copying, again);
     if (shape) {
-      const edit = make("button", { type: "button", className: "minor", textContent: "Edit" });
-      edit.setAttribute("aria-label", `Edit ${this.name.toLowerCase()}`);
-      edit.addEventListener("click", () => actions.edit(this.view.levels(this.calls), this.name));
-      buttons.prepend(edit);
+      const button = (words, action) => {
+        const found = make("button", { type: "button", className: "minor", textContent: words });
+        found.setAttribute("aria-label", `${words} ${this.name.toLowerCase()}`);
+        found.addEventListener("click", action);
+        return found;
+      };
+      buttons.prepend(
+        button("Edit", () => actions.edit(this.view.levels(this.calls), this.name)),
+        button("Save", () => this.view.save(this.calls, `seed ${seed}.png`)),
+      );
     }
     const title = make("h2", {}, this.name, make("span", { className: "seed", textContent: `seed ${seed}` }));
     const head = make("div", { className: "row spread" }, title, this.count);

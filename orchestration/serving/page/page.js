@@ -262,6 +262,8 @@ function complain(error) {
   if (field instanceof HTMLElement && field.matches("#ask :is(input, select, textarea)")) {
     field.setAttribute("aria-invalid", "true");
     field.setAttribute("aria-errormessage", "problem");
+    const folded = field.closest("details");
+    if (folded) folded.open = true;
   }
 }
 

@@ -70,7 +70,7 @@ def router(service: Service) -> APIRouter:
         choices = []
         for place, answer in enumerate(answers):
             for index, sample in enumerate(answer.samples):
-                text, stopped = cut(sample.completion or "", head.stops)
+                text, stopped = cut(sample.completion or "", head.stops, answer.echoed)
                 choices.append(
                     Choice(text=text, index=head.index(place, index), finish_reason=_reason(sample, stopped))
                 )
@@ -158,7 +158,7 @@ class _Chunks:
         self.answers[place] = event.answer
         chunks = []
         for index, sample in enumerate(event.answer.samples):
-            text, stopped = self.prefixes[place, index].rest(sample.completion or "")
+            text, stopped = self.prefixes[place, index].rest(sample.completion or "", event.answer.echoed)
             chunks.append(self._chunk(place, index, text, _reason(sample, stopped)))
         return chunks
 
@@ -166,9 +166,8 @@ class _Chunks:
         wish = self.head.wishes[place]
         assert wish.fill is not None
         first = next(position for position, piece in enumerate(canvas) if piece is None)
-        begin = 0 if wish.echo else first
         revises = _revises(wish.settings, self.head.info)
-        return Prefix(canvas, begin, first + wish.fill, self.head.stops, revises)
+        return Prefix(canvas, first, first + wish.fill, self.head.stops, echo=wish.echo, revises=revises)
 
     def _chunk(self, place: int, index: int, text: str, reason: Literal["stop", "length"] | None) -> Completion:
         choice = Choice(text=text, index=self.head.index(place, index), finish_reason=reason)
@@ -228,10 +227,10 @@ def _stops(body: CompletionRequest) -> list[str]:
     return [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
 
 
-def _prompts(prompt: str | list[Any]) -> list[str | list[int]]:
+def _prompts(prompt: str | list[Any] | None) -> list[str | list[int]]:
     """All prompts; ids of tokens where it is no text."""
-    if isinstance(prompt, str):
-        return [prompt]
+    if prompt is None or isinstance(prompt, str):
+        return [prompt or ""]
     if not prompt:
         raise Refused(422, "prompt: the list is empty", param="prompt")
     if isinstance(prompt[0], int):

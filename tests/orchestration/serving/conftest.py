@@ -1,5 +1,6 @@
 """The service as its clients meet it, without Ray: real engines with small networks, a real server, real sockets."""
 
+import asyncio
 import io
 import json
 import logging
@@ -74,8 +75,6 @@ def engines(runs) -> Iterator[dict[str, Engine]]:
     runs["sick"].model.network = Poisoned(runs["sick"].model.network)
     started = {name: Engine(loaded, EngineConfig(max_rows=8, max_waiting_rows=8)) for name, loaded in runs.items()}
     yield started
-    import asyncio
-
     asyncio.run(Local(started).close(drain=False))
 
 

@@ -1,9 +1,11 @@
 """Clients that leave, request ids, and the log, over real sockets."""
 
+import asyncio
 import json
 import re
 import socket
 
+import openai
 import pytest
 
 from tests.orchestration.serving.conftest import wait_until
@@ -50,6 +52,34 @@ def test_who_waits_and_leaves_is_forgotten(served, engines, client):
     wait_until(lambda: slow.stats().rows_waiting == 0)
     assert client.post("/v1/samples", json={"model": "slow", "length": 4}).status_code == 200
     first.close()
+
+
+def test_openais_client_comes_back_when_it_is_told_to(served, engines):
+    slow = engines["slow"]
+    body = {"model": "slow", "count": 8, "length": 12, "seed": 3}
+    held = [send(served, "/v1/samples", body) for _ in range(2)]
+    wait_until(lambda: slow.stats().rows_waiting == 8)
+    refused = slow.stats().refused
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=5) as ai:
+        assert len(ai.completions.create(model="slow", prompt="a", max_tokens=4).choices) == 1
+    assert slow.stats().refused > refused
+    for connection in held:
+        assert b" 200 OK" in connection.recv(64)
+        connection.close()
+
+
+def test_openais_client_leaves_a_stream(served, engines):
+    async def leave() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as ai:
+            stream = await ai.completions.create(model="slow", prompt="a", max_tokens=31, stream=True)
+            async for _ in stream:
+                break
+            await stream.close()
+
+    slow = engines["slow"]
+    before = slow.stats().cancelled
+    asyncio.run(leave())
+    wait_until(lambda: (slow.stats().cancelled, slow.stats().requests_running) == (before + 1, 0))
 
 
 def test_every_answer_has_an_id_and_a_line(client, log):

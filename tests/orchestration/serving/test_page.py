@@ -276,6 +276,12 @@ def test_only_hidden_pixels_change(page, service):
     given = numbers(service.ask(model="digits", seed=4)["samples"][0]["text"])
     assert (levels(page.locator(".picture")) == given).all()
 
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save sample 1").click()
+    assert saved.value.suggested_filename == "seed 4.png"
+    picture = np.asarray(Image.open(saved.value.path()).convert("L")).astype(int)
+    assert (np.rint(picture * (LEVELS - 1) / 255).reshape(-1) == given).all()
+
     page.get_by_role("button", name="Edit sample 1").click()
     expect(page.locator("#editor")).to_be_focused()
     assert (levels(page.locator("#editor")) == given).all()
