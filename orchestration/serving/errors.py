@@ -103,7 +103,7 @@ async def _http(request: fastapi.Request, error: Exception) -> JSONResponse:
         allowed = f"; allowed: {headers['allow']}" if "allow" in headers else ""
         detail = f"{request.method} is no method of {request.url.path}{allowed}"
     elif status == 400:
-        status, detail = 422, "the body can't be read as JSON: it must be UTF-8, without deep nesting or endless numbers"
+        status, detail = 422, "the body can't be read as JSON: it must be UTF-8, not nested deeply, its numbers short"
     return Refused(status, detail, headers=headers).response(request.scope)
 
 

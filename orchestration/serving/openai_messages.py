@@ -57,7 +57,7 @@ class CompletionRequest(BaseModel):
         None, description="0: always the most probable token; null: the model's own setting, as for top_p"
     )
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    stop: str | list[str] | None = Field(None, description="up to four strings; what is written is cut before the first of them")
+    stop: str | list[str] | None = Field(None, description="up to four strings; what is written ends before the first")
     echo: bool | None = Field(None, description="begin each text with its prompt")
     stream: bool | None = Field(None, description="send text as soon as it is certain, from left to right")
     stream_options: StreamOptions | None = None

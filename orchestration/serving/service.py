@@ -51,7 +51,7 @@ class Service:
     def check_count(self, count: int, name: str = "count") -> None:
         """UserError for more samples than a request may have."""
         if count > self.config.max_count:
-            raise UserError(f"{name}={count}: at most {self.config.max_count} a request")
+            raise UserError(f"{name}={count}: at most {self.config.max_count} samples a request")
 
     def settings(self, info: ModelInfo, changes: Mapping[str, Any]) -> SamplingConfig:
         """A model's settings with those of a request. UserError for what is none, or too many steps."""
@@ -100,7 +100,7 @@ class Service:
 class EventStream(EventSourceResponse):
     """Server-sent events. Their source is closed whatever happens, so that nobody works for a client that left."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], source: AsyncIterator[Any]) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], source: AsyncIterator[object]) -> None:
         # nginx would collect them.
         super().__init__(chunks, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self.chunks, self.source = chunks, source

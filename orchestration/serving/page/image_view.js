@@ -95,11 +95,6 @@ export class ImageView {
     });
   }
 
-  /** The levels after `calls` network calls with spaces between, `_` where hidden. */
-  words(calls) {
-    return this.replay.after(calls).values.map((level) => level ?? "_").join(" ");
-  }
-
   /** The levels after `calls` network calls, null where hidden. */
   levels(calls) {
     const { values, call } = this.replay.after(calls);

@@ -20,26 +20,24 @@ from orchestration.serving.access_log import note, request_id
 from orchestration.serving.errors import Refused, refusal
 from orchestration.serving.events import Begun, Done, Event, Failed, Step
 from orchestration.serving.models import ModelInfo
-from orchestration.serving.openai_messages import NEUTRAL, Choice, Completion, CompletionRequest, Usage
+from orchestration.serving.openai_messages import NEUTRAL, Choice, Completion, CompletionRequest, OpenAIProblem, Usage
 from orchestration.serving.prefix import Prefix, cut
-from orchestration.serving.routes.answers import OPENAI_WORKS, Answers
+from orchestration.serving.routes.answers import OPENAI_WORKS, Answers, event_of, or_events
 from orchestration.serving.service import Service, facts_of
 
 _STOPS = 4  # strings that a request may name
 _MAX_TOKENS = 16  # OpenAI's default
 _DONE = b"data: [DONE]\n\n"
 
-_STREAM = {
-    "description": "Completions; or, with `stream`, server-sent events, each a line `data: JSON`, the last of them "
-    "`data: [DONE]`.",
-    "content": {
-        "text/event-stream": {
-            "schema": {"type": "string", "description": "server-sent events"},
-            "itemSchema": {"$ref": "#/components/schemas/Completion"},
-        }
-    },
+_ANSWERS: Answers = {
+    **or_events(
+        "Completions; or, with `stream`, server-sent events, each a line `data: JSON`, the last of them "
+        "`data: [DONE]`, or an error.",
+        event_of(Completion, OpenAIProblem),
+        {"type": "object", "required": ["data"], "properties": {"data": {"const": "[DONE]"}}},
+    ),
+    **OPENAI_WORKS,
 }
-_ANSWERS: Answers = {200: _STREAM, **OPENAI_WORKS}
 
 
 def router(service: Service) -> APIRouter:

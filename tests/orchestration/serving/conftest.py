@@ -93,8 +93,8 @@ def serving(models: Models, config: ServingConfig, pages: Iterable[APIRouter] = 
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         host, port = place.getsockname()
-        settings = uvicorn.Config(make_api(models, config, pages), log_level="warning", access_log=False, lifespan="off")
-        server = uvicorn.Server(settings)
+        api = make_api(models, config, pages)
+        server = uvicorn.Server(uvicorn.Config(api, log_level="warning", access_log=False, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()
         try:
@@ -128,7 +128,7 @@ def replace_config(**changes) -> ServingConfig:
     return CONFIG.model_copy(update=changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, timeout=60) as client:
         yield client

@@ -14,6 +14,8 @@ from PIL import Image
 from md4.samplers import SamplingConfig
 from orchestration.sampling import sample
 from orchestration.serving.events import Begun, Step, played
+from orchestration.serving.messages import SampleRequest, ScoreRequest
+from orchestration.serving.openai_messages import CompletionRequest, ImageRequest
 from tests.orchestration.serving.conftest import CONFIG, wait_until
 from tests.orchestration.small_run import LENGTH
 
@@ -135,7 +137,7 @@ def test_scores(client, runs):
 
 REFUSED = [
     ({"count": 0}, "count=0: input should be greater than or equal to 1"),
-    ({"count": 9}, "count=9: at most 8 samples"),
+    ({"count": 9}, "count=9: at most 8 samples a request"),
     ({"sampling": {"steps": 1001}}, "sampling.steps=1001: at most 1,000"),
     ({"sampling": {"grid": "sine"}}, "sampling.grid='sine': allowed are 'uniform', 'cosine', or times"),
     ({"sampling": {"stepz": 3}}, "unknown setting 'sampling.stepz'; did you mean 'steps'?"),
@@ -270,15 +272,11 @@ def test_a_full_queue_says_when_to_come_back(client):
 
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # halves of characters among them
-BODY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=8,
-)
-FIELDS = st.sampled_from(  # of all routes
-    "prompt count pixels image mask length seed label stop sampling texts draws n suffix max_tokens temperature top_p "
-    "echo stream stream_options model size logit_bias".split()
-)
+LEAF = st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT
+TREE = LEAF | st.lists(LEAF, max_size=4) | st.dictionaries(ANY_TEXT, LEAF, max_size=3)
+BODY = TREE | st.lists(TREE, max_size=3)
+REQUESTS = (SampleRequest, ScoreRequest, CompletionRequest, ImageRequest)
+FIELDS = st.sampled_from(sorted({name for request in REQUESTS for name in request.model_fields}))
 ROUTES = ("/v1/samples", "/v1/score", "/v1/completions", "/v1/images/generations")
 
 

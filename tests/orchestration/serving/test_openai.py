@@ -190,7 +190,8 @@ WORDS = st.text(max_size=12)
 @example(prompt="\u20ac\u20ac", suffix="\x00", stop=["\ufffd"], echo=True)
 @example(prompt="<|endoftext|>", suffix="_{3}", stop=[], echo=True)
 def test_any_text_goes_through_byte_pairs_unchanged(client, prompt, suffix, stop, echo):
-    body = {"model": "pairs", "prompt": prompt, "suffix": suffix, "stop": stop, "echo": echo, "max_tokens": 5, "seed": 1}
+    text = {"prompt": prompt, "suffix": suffix, "stop": stop, "echo": echo}
+    body = {"model": "pairs", "max_tokens": 5, "seed": 1, **text}
     whole = client.post("/v1/completions", json=body)
     assert whole.status_code == 200, whole.text
     (choice,) = whole.json()["choices"]
