@@ -142,11 +142,11 @@ def test_rates_over_http(serve):
 @pytest.mark.parametrize("route", ["/v1/samples", "/v1/completions"])
 def test_time_is_up(serve, engines, route):
     body = {"model": "slow", "seed": 1, **({"prompt": "", "max_tokens": 32} if "completions" in route else {})}
-    with serve(timeout_s=0.2) as server, httpx.Client(base_url=server.url) as client:
+    with serve(timeout_s=0.4) as server, httpx.Client(base_url=server.url) as client:
         response = client.post(route, json=body)
         assert response.status_code == 504
-        assert "longer than 0.2 s" in response.text
+        assert "longer than 0.4 s" in response.text
         streamed = client.post(route, json={**body, "stream": True})
-        assert streamed.status_code == 200
-        assert "longer than 0.2 s" in streamed.text.strip().split("\n\n")[-1]
+        assert streamed.status_code in (200, 504)  # on a busy machine nothing may have been sent yet
+        assert "longer than 0.4 s" in streamed.text.strip().split("\n\n")[-1]
     wait_until(lambda: engines["slow"].stats().requests_running == 0)
