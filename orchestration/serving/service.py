@@ -1,7 +1,7 @@
 """What all routes share: the models, the limits, and how a request is looked after until it is answered."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -137,7 +137,7 @@ async def _first(paced: AsyncIterator[T | _Ping]) -> T | None:
     return None
 
 
-async def _paced(events: AsyncIterator[T], until: float, late: Exception) -> AsyncIterator[T | _Ping]:
+async def _paced(events: AsyncIterator[T], until: float, late: Exception) -> AsyncGenerator[T | _Ping, None]:
     """Events as they come, a `_Ping` where none does for a while; raises `late` at the loop's time `until`."""
     loop = asyncio.get_running_loop()
     end = object()

@@ -280,7 +280,7 @@ FIELDS = st.sampled_from(sorted({name for request in REQUESTS for name in reques
 ROUTES = ("/v1/samples", "/v1/score", "/v1/completions", "/v1/images/generations")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(route=st.sampled_from(ROUTES), body=st.dictionaries(FIELDS, BODY, max_size=4) | BODY)
 @example(route="/v1/samples", body={"pixels": [[[[]]]], "model": "digits"})
 @example(route="/v1/samples", body={"pixels": {"a": 1}, "model": "digits"})
@@ -292,7 +292,7 @@ def test_no_body_breaks_it(client, route, body):
     assert response.status_code in (200, 400, 404, 422, 503), response.text
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(route=st.sampled_from(ROUTES), content=st.binary(max_size=60), kind=st.sampled_from([*JSON.values(), "", "x/y"]))
 def test_no_bytes_break_it(client, route, content, kind):
     response = client.post(route, content=content, headers={"content-type": kind})

@@ -5,6 +5,7 @@ from typing import cast
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from schemathesis.checks import CHECKS as ALL_CHECKS
 from schemathesis.checks import load_all_checks
 
 from md4.samplers.wording import SETTINGS
@@ -30,7 +31,7 @@ schema = schemathesis.openapi.from_dict(make_api(cast(Models, None), CONFIG).ope
 # Whether an answer is well formed. That every request which the document allows is also answered can't be asked: a
 # prompt may have characters that the model doesn't know.
 CHECKS = [
-    schemathesis.checks.CHECKS.get_one(name)
+    ALL_CHECKS.get_one(name)
     for name in (
         "status_code_conformance",
         "content_type_conformance",

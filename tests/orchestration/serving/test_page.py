@@ -78,7 +78,7 @@ def page(context: BrowserContext, service):
     """The page, open. At the end nothing may have gone wrong unseen, and nothing have come from elsewhere."""
     complaints, asked = [], []
     page = context.new_page()
-    page.on("console", lambda said: said.type in ("error", "warning") and complaints.append(said.text))
+    page.on("console", lambda said: complaints.extend([said.text] if said.type in ("error", "warning") else []))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(service.url)
@@ -411,6 +411,8 @@ def test_the_command_to_copy_gives_the_same(page, service):
     expect(page.locator("#said")).to_have_text("Copied.")
     command = page.evaluate("navigator.clipboard.readText()")
     assert command.startswith(f"curl '{service.url}/v1/samples' ")
-    body = json.loads(re.fullmatch(r".* -d '(.*)'", command)[1])
+    found = re.fullmatch(r".* -d '(.*)'", command)
+    assert found is not None
+    body = json.loads(found[1])
     sampled(page)
     assert page.locator(".sample-text").all_text_contents() == [one["text"] for one in service.ask(**body)["samples"]]

@@ -9,7 +9,7 @@ from orchestration.serving.prefix import Prefix, cut
 
 
 def step(positions, pieces, hidden=()):
-    return Step(sample=0, call=0, positions=list(positions), pieces=list(pieces), hidden=list(hidden))
+    return Step(sample=0, call=0, positions=list(positions), pieces=list(pieces), levels=None, hidden=list(hidden))
 
 
 @pytest.mark.parametrize("stops", [[], ["ab"], ["abc", "cd"], ["z", "aab"]])
