@@ -88,6 +88,7 @@ class Answer:
     model: ModelFacts
     queue_s: float = 0.0  # from the request's arrival until its first row was started
     first_token_s: float | None = None  # from its arrival until its first token; None where nothing was to sample
+    echoed: int = 0  # characters of each completion that are the prompt's
 
     @property
     def mode(self) -> str:
@@ -312,12 +313,13 @@ def read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples)
     """The tokens of a request's rows in words; an error if the network's answer to one of them was no prediction."""
     if bool(result.broken.any()):
         return UserError("the network answered with NaN or infinity: the model is damaged or its training diverged")
-    length, begin, behind = request.length or job.canvas.shape[1], 0, 0
+    length, begin, behind, echoed = request.length or job.canvas.shape[1], 0, 0, 0
     if request.fill is not None:
         begin, after = map(len, _given(loaded, request))
         behind = begin + request.fill
         length = behind + after
-        begin = 0 if request.echo else begin
+        if request.echo:
+            begin, echoed = 0, len(loaded.vocabulary.decode(job.canvas[0, :begin].numpy()))
     found = []
     for row, (tokens, event) in enumerate(zip(result.tokens, result.event, strict=True)):
         end, stopped = text_end(request, job, tokens, event != KNOWN)
@@ -338,7 +340,7 @@ def read(loaded: "Loaded", request: Request, job: Job, result: samplers.Samples)
                 else loaded.vocabulary.decode(tokens[begin : end - 1 if stopped else behind].numpy()),
             )
         )
-    return Answer(found, result.settings, result.network_calls, result.seconds, facts(loaded))
+    return Answer(found, result.settings, result.network_calls, result.seconds, facts(loaded), echoed=echoed)
 
 
 def sample(

@@ -8,6 +8,7 @@ import fastapi
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -58,7 +59,7 @@ class Refused(Exception):
 
 def is_openai(scope: Scope) -> bool:
     """Is the route one of OpenAI's?"""
-    path = scope["path"]
+    path = get_route_path(scope)
     return any(path == route or path.startswith(f"{route}/") for route in _OPENAI)
 
 
@@ -67,8 +68,6 @@ def refusal(error: BaseException) -> Refused:
     if isinstance(error, Refused):
         return error
     status = status_of(error)
-    if isinstance(error, TimeoutError):
-        return Refused(504, "the answer took too long", code="timeout")
     if isinstance(error, (Busy, Lost)):
         wait = max(_SHORTEST_WAIT_S, math.ceil(error.retry_after_s))
         return Refused(status, str(error), code="overloaded", headers={"retry-after": str(wait)})
@@ -87,7 +86,7 @@ def handle(api: fastapi.FastAPI) -> None:
     async def known(request: fastapi.Request, error: Exception) -> JSONResponse:
         return refusal(error).response(request.scope)
 
-    for kind in (Refused, UserError, Broken, Lost, TimeoutError):
+    for kind in (Refused, UserError, Broken, Lost):
         api.add_exception_handler(kind, known)
     api.add_exception_handler(RequestValidationError, _malformed)
     api.add_exception_handler(HTTPException, _http)
@@ -104,7 +103,7 @@ async def _http(request: fastapi.Request, error: Exception) -> JSONResponse:
         allowed = f"; allowed: {headers['allow']}" if "allow" in headers else ""
         detail = f"{request.method} is no method of {request.url.path}{allowed}"
     elif status == 400:
-        status, detail = 422, "the body can't be read as JSON: it must be UTF-8, and not nested or its numbers long"
+        status, detail = 422, "the body can't be read as JSON: it must be UTF-8, not nested deeply, its numbers short"
     return Refused(status, detail, headers=headers).response(request.scope)
 
 

@@ -3,6 +3,7 @@
 Everything below /v1 is behind it; health, description and page are open.
 """
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,7 +23,8 @@ class Gate:
         self.app, self.keys, self.rates = app, keys, rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        # The path as the routes see it: the application may be mounted below another one's.
+        if scope["type"] != "http" or not get_route_path(scope).startswith("/v1/"):
             return await self.app(scope, receive, send)
         try:
             who = scope["state"]["who"] = self._who(scope)

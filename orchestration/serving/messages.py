@@ -19,7 +19,7 @@ Settings = Annotated[
     SamplingConfig | None,
     Field(description="changes to the model's own settings; null for one stands for the sampler's default"),
 ]
-_PIXELS = {
+_PIXELS: dict[str, Any] = {
     "anyOf": [
         {"type": "array", "items": {"type": ["integer", "null"], "minimum": 0}},
         {"type": "array", "items": {"type": "array", "items": {}}},

@@ -44,8 +44,8 @@ class CompletionRequest(BaseModel):
     )
 
     model: str | None = Field(None, description="as `GET /v1/models` has it; null: the first of them")
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(
-        "", description="text as it is (`_` is an underscore), or ids of tokens; or several of these"
+    prompt: str | list[str] | list[int] | list[list[int]] | None = Field(
+        None, description="text as it is (`_` is an underscore), or ids of tokens; or several of these; null: no text"
     )
     suffix: str | None = Field(None, description="text behind what is to be written")
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="tokens to write; null: 16")
@@ -57,7 +57,7 @@ class CompletionRequest(BaseModel):
         None, description="0: always the most probable token; null: the model's own setting, as for top_p"
     )
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    stop: str | list[str] | None = Field(None, description="up to four strings; a text is cut before the first of them")
+    stop: str | list[str] | None = Field(None, description="up to four strings; what is written ends before the first")
     echo: bool | None = Field(None, description="begin each text with its prompt")
     stream: bool | None = Field(None, description="send text as soon as it is certain, from left to right")
     stream_options: StreamOptions | None = None
@@ -113,9 +113,11 @@ class ImageRequest(BaseModel):
     size: str | None = Field(None, description="auto, or the model's own as WIDTHxHEIGHT")
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
-    quality: Literal["auto", "standard"] | None = Field(None, description="has no effect, as moderation and user")
+    stream: Literal[False] | None = None
+    quality: Literal["auto", "standard"] | None = Field(None, description="has no effect, as the next three")
     moderation: Literal["auto", "low"] | None = None
     user: str | None = None
+    safety_identifier: str | None = None
     seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] | None = Field(
         None, description="of the first image, the others count up (not OpenAI's, as sampling)"
     )

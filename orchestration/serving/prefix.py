@@ -13,9 +13,9 @@ from pipelines.vocabularies.byte_pairs import ENDS
 _PART = "\N{REPLACEMENT CHARACTER}"  # an event's word for a part of a character
 
 
-def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string in it, and whether there was one."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+def cut(text: str, stops: Sequence[str], begin: int = 0) -> tuple[str, bool]:
+    """The text before the first stop string that lies behind `begin` characters, and whether there was one."""
+    places = [place for stop in stops if (place := text.find(stop, begin)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
@@ -32,16 +32,25 @@ class Prefix:
     """One completion under way.
 
     canvas: the words of each token, None where hidden; begin, end: where in it the completion lies; stops: strings
-    before which it is cut; revises: whether the sampler may take tokens back.
+    before which it is cut; echo: what lies before it is told first; revises: whether the sampler may take tokens back.
     """
 
     def __init__(
-        self, canvas: Sequence[str | None], begin: int, end: int, stops: Sequence[str], revises: bool = False
+        self,
+        canvas: Sequence[str | None],
+        begin: int,
+        end: int,
+        stops: Sequence[str],
+        *,
+        echo: bool = False,
+        revises: bool = False,
     ) -> None:
         self.pieces = list(canvas)
-        self.place, self.end = begin, end
+        self.begin, self.end = begin, end
         self.stops, self.revises = stops, revises
+        self.place = 0 if echo else begin
         self.text = ""  # of the tokens before `place`
+        self.echoed = 0  # characters of it that are no completion: stop strings don't count there
         self.sent = 0
         self.stopped = False
 
@@ -64,13 +73,15 @@ class Prefix:
                 break
             self.text += piece
             self.place += 1
-        text, self.stopped = cut(self.text, self.stops)
-        certain = len(text) if self.stopped else len(text) - _undecided(text, self.stops)
+            if self.place <= self.begin:
+                self.echoed = len(self.text)
+        text, self.stopped = cut(self.text, self.stops, self.echoed)
+        certain = len(text) if self.stopped else len(text) - _undecided(text[self.echoed :], self.stops)
         new = text[self.sent : certain]
         self.sent = max(self.sent, certain)
         return new
 
-    def rest(self, completion: str) -> tuple[str, bool]:
-        """What is left to tell when all of the completion is known, and whether a stop string ended it."""
-        text, stopped = cut(completion, self.stops)
+    def rest(self, completion: str, echoed: int = 0) -> tuple[str, bool]:
+        """What is left to tell when all of it is known, and whether a stop string ended it."""
+        text, stopped = cut(completion, self.stops, echoed)
         return text[self.sent :], stopped

@@ -1,7 +1,7 @@
 """What all routes share: the models, the limits, and how a request is looked after until it is answered."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from orchestration.sampling import Answer
 from orchestration.serving.access_log import LOGGER, note, request_id
 from orchestration.serving.config import ServingConfig
-from orchestration.serving.errors import refusal
+from orchestration.serving.errors import Refused, refusal
 from orchestration.serving.models import Broken, ModelInfo, Models, UnknownModel
 from orchestration.serving.rates import Rates
 
@@ -47,7 +47,7 @@ class Service:
         state["headers"].update(await self.rates.take(state["who"], "tokens", tokens))
 
     async def attend(self, request: fastapi.Request, work: Awaitable[T]) -> T:
-        """The result of `work`, which is cancelled when the client leaves (`Left`) or time is up (TimeoutError)."""
+        """The result of `work`, which is cancelled when the client leaves (`Left`) or time is up (Refused: 504)."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive))
         both: set[asyncio.Future] = {task, gone}
         try:
@@ -56,7 +56,7 @@ class Service:
                 return task.result()
             if gone.done():
                 raise Left
-            raise TimeoutError
+            raise self._late()
         finally:
             for future in both:
                 future.cancel()
@@ -70,25 +70,29 @@ class Service:
         encode: an event in the format of server-sent events, or an error as the last of them.
         """
         until = asyncio.get_running_loop().time() + self.config.timeout_s
-        paced = _paced(events, until)
+        paced = _paced(events, until, self._late())
         try:
             first = await self.attend(request, _first(paced))
         except BaseException:
             await paced.aclose()
             raise
-        return EventStream(_encoded(request.scope, first, paced, encode))
+        return EventStream(_encoded(request.scope, first, paced, encode), paced)
+
+    def _late(self) -> Refused:
+        return Refused(504, f"the answer took longer than {self.config.timeout_s:g} s", code="timeout")
 
 
 class EventStream(EventSourceResponse):
-    """Server-sent events. What sends them is closed whatever happens, so that nobody works for a client that left."""
+    """Server-sent events. Their source is closed whatever happens, so that nobody works for a client that left."""
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], source: AsyncIterator[object]) -> None:
         # nginx would collect them.
         super().__init__(chunks, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        self.chunks = chunks
+        self.chunks, self.source = chunks, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.chunks):  # type: ignore[type-var]
+        # Closing the chunks closes their source, but not if the client left before the first of them was sent.
+        async with aclosing(self.source), aclosing(self.chunks):  # type: ignore[type-var]
             await super().__call__(scope, receive, send)
 
 
@@ -118,8 +122,8 @@ async def _first(paced: AsyncIterator[T | _Ping]) -> T | None:
     return None
 
 
-async def _paced(events: AsyncIterator[T], until: float) -> AsyncIterator[T | _Ping]:
-    """Events as they come, a `_Ping` where none does for a while; TimeoutError at the loop's time `until`."""
+async def _paced(events: AsyncIterator[T], until: float, late: Exception) -> AsyncGenerator[T | _Ping, None]:
+    """Events as they come, a `_Ping` where none does for a while; raises `late` at the loop's time `until`."""
     loop = asyncio.get_running_loop()
     end = object()
 
@@ -137,7 +141,7 @@ async def _paced(events: AsyncIterator[T], until: float) -> AsyncIterator[T | _P
                     return
                 yield found  # type: ignore[misc]
             elif loop.time() >= until:
-                raise TimeoutError
+                raise late
             else:
                 yield _Ping()
     finally:

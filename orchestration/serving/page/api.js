@@ -50,7 +50,8 @@ async function reached(address, options) {
   }
   if (response.ok) return response;
   const wait = response.headers.get("retry-after");
-  throw new Refused(response.status, (await reason(response)) + (wait ? ` Try again in ${wait} s.` : ""));
+  const why = await reason(response);
+  throw new Refused(response.status, wait && !why.includes(`${wait} s`) ? `${why}: try again in ${wait} s` : why);
 }
 
 /** What an answer that is none says; errors have the form `{detail}`, or OpenAI's `{error: {message}}`. */
@@ -63,7 +64,7 @@ async function reason(response) {
   } catch {
     // Not from the service itself, but from something in between.
   }
-  return `The service answered ${response.status} ${response.statusText}`.trim() + ".";
+  return `The service answered ${response.status} ${response.statusText}`.trim();
 }
 
 /** JSON at an address of the service. Throws `Refused`. */

@@ -25,21 +25,29 @@ export class Card {
     const again = make("button", { type: "button", className: "minor", textContent: "Keep seed" });
     again.setAttribute("aria-label", `Keep seed ${seed} for the next samples`);
     again.addEventListener("click", () => actions.useSeed(seed));
-    const copying = copier("Copy", () => this.text);
-    copying.setAttribute("aria-label", `Copy ${this.name.toLowerCase()}`);
-    const buttons = make("div", { className: "row" }, copying, again);
-    if (shape) {
-      const edit = make("button", { type: "button", className: "minor", textContent: "Edit" });
-      edit.setAttribute("aria-label", `Edit ${this.name.toLowerCase()}`);
-      edit.addEventListener("click", () => actions.edit(this.view.levels(this.calls), this.name));
-      buttons.prepend(edit);
+    const buttons = make("div", { className: "row" }, again);
+    if (!shape) {
+      const copying = copier("Copy", () => this.text);
+      copying.setAttribute("aria-label", `Copy ${this.name.toLowerCase()}`);
+      buttons.prepend(copying);
+    } else {
+      const button = (words, action) => {
+        const found = make("button", { type: "button", className: "minor", textContent: words });
+        found.setAttribute("aria-label", `${words} ${this.name.toLowerCase()}`);
+        found.addEventListener("click", action);
+        return found;
+      };
+      buttons.prepend(
+        button("Edit", () => actions.edit(this.view.levels(this.calls), this.name)),
+        button("Save", () => this.view.save(this.calls, `seed ${seed}.png`)),
+      );
     }
     const title = make("h2", {}, this.name, make("span", { className: "seed", textContent: `seed ${seed}` }));
     const head = make("div", { className: "row spread" }, title, this.count);
     this.element = make("li", { className: shape ? "card image" : "card" }, head, this.view.element, this.words, buttons);
   }
 
-  /** The sample as it is shown: at its end the service's own words. */
+  /** A text as it is shown: at its end the service's own words. */
   get text() {
     const complete = this.answer && this.calls >= this.replay.calls;
     return complete ? this.answer.text : this.view.words(this.calls);

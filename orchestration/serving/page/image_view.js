@@ -84,9 +84,15 @@ export class ImageView {
     }
   }
 
-  /** The levels after `calls` network calls with spaces between, `_` where hidden. */
-  words(calls) {
-    return this.replay.after(calls).values.map((level) => level ?? "_").join(" ");
+  /** Let the browser keep the image after `calls` network calls as a PNG of its own size. */
+  save(calls, name) {
+    const canvas = document.createElement("canvas");
+    drawLevels(canvas, this.replay.after(calls).values, this.shape, this.brightest, 1);
+    canvas.toBlob((blob) => {
+      const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+      link.click();
+      URL.revokeObjectURL(link.href);
+    });
   }
 
   /** The levels after `calls` network calls, null where hidden. */

@@ -51,7 +51,7 @@ function describe() {
     ? `images, ${shape[1]} × ${shape[0]}${shape[2] > 1 ? " in colour" : ""}, ${served.vocab_size} levels`
     : `text, ${number(served.length)} tokens of ${served.vocabulary}`;
   showFacts($("model-facts"), [
-    ["Model", served.name],
+    ["Model", models.length > 1 ? null : served.name], // else the choice says it
     ["Weights", make("code", { textContent: served.hash.slice(0, 12), title: served.hash }), served.hash],
     ["Step", number(served.step)],
     ["Makes", kind],
@@ -159,12 +159,12 @@ function forget() {
 }
 
 function begin({ samples, model }) {
-  // On a phone the samples lie below the form.
-  if ($("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
   player.reset();
   cards = samples.map((one, index) => new Card(index, one, { ...served, ...model }, { useSeed, edit }));
   $("samples").replaceChildren(...cards.map((card) => card.element));
   redraw();
+  // On a phone the samples lie below the form. (Before they are there, the page is too short to be moved so far.)
+  if ($("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
 }
 
 function finish(answer, took, first) {
@@ -225,6 +225,7 @@ function redraw() {
     const byAge = $("by-age").checked;
     for (const name of ["samples", "legend"]) $(name).classList.toggle("by-age", byAge);
     $("legend").classList.toggle("of-images", Boolean(served?.shape));
+    $("again").hidden = !cards.some(({ replay }) => replay.steps.some((step) => step.hidden.length));
     if (running && cards.length) $("status").textContent = `Sampling: ${progress()}`;
     for (const card of cards) card.draw(calls, total, running === null, byAge);
     const moment = calls ? `After ${number(calls)} of ${count(total, "call")}` : `Before the first of ${count(total, "call")}`;
@@ -262,6 +263,8 @@ function complain(error) {
   if (field instanceof HTMLElement && field.matches("#ask :is(input, select, textarea)")) {
     field.setAttribute("aria-invalid", "true");
     field.setAttribute("aria-errormessage", "problem");
+    const folded = field.closest("details");
+    if (folded) folded.open = true;
   }
 }
 

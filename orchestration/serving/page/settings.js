@@ -10,7 +10,8 @@ function forms(schema, known) {
 
 /** What a setting is: its own description, or that of one of its forms. */
 function description(schema, known) {
-  if (schema.$ref || schema.description) return schema.description ?? "";
+  // In a form a setting that is null is a field that is left empty.
+  if (schema.$ref || schema.description) return (schema.description ?? "").replace(/\bnull\b/, "empty");
   return (schema.anyOf ?? []).map((one) => description(one, known)).find(Boolean) ?? "";
 }
 

@@ -35,6 +35,20 @@ def _described(form: type[BaseModel], *statuses: int) -> Answers:
     return found
 
 
+def or_events(description: str, *forms: dict[str, Any]) -> Answers:
+    """A 200 that may also be a stream of server-sent events, each of one of these `forms`; see `event_of`."""
+    # `itemSchema` is of OpenAPI 3.2; readers of 3.1 see the description.
+    return {200: {"description": description, "content": {"text/event-stream": {"itemSchema": {"anyOf": [*forms]}}}}}
+
+
+def event_of(*models: type[BaseModel], kind: str | None = None) -> dict[str, Any]:
+    """The schema of an event whose data are JSON, one of these models."""
+    schemas = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": schemas}}
+    named = {} if kind is None else {"event": {"const": kind}}
+    return {"type": "object", "required": [*named, "data"], "properties": {**named, "data": data}}
+
+
 LOOKS = _described(Problem, 401, 413, 429, 500, 503)  # of a route that only tells
 WORKS = _described(Problem, 401, 404, 413, 415, 422, 429, 500, 503, 504)  # of one with a body
 OPENAI_LOOKS = _described(OpenAIProblem, 401, 404, 413, 429, 500, 503)

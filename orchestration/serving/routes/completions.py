@@ -20,9 +20,9 @@ from orchestration.serving.access_log import note, request_id
 from orchestration.serving.errors import Refused, refusal
 from orchestration.serving.events import Begun, Done, Event, Failed, Step
 from orchestration.serving.models import ModelInfo
-from orchestration.serving.openai_messages import NEUTRAL, Choice, Completion, CompletionRequest, Usage
+from orchestration.serving.openai_messages import NEUTRAL, Choice, Completion, CompletionRequest, OpenAIProblem, Usage
 from orchestration.serving.prefix import Prefix, cut
-from orchestration.serving.routes.answers import OPENAI_WORKS, Answers
+from orchestration.serving.routes.answers import OPENAI_WORKS, Answers, event_of, or_events
 from orchestration.serving.sample_requests import settings_of
 from orchestration.serving.service import Service, facts_of
 
@@ -30,17 +30,15 @@ _STOPS = 4  # strings that a request may name
 _MAX_TOKENS = 16  # OpenAI's default
 _DONE = b"data: [DONE]\n\n"
 
-_STREAM = {
-    "description": "Completions; or, with `stream`, server-sent events, each a line `data: JSON`, the last of them "
-    "`data: [DONE]`.",
-    "content": {
-        "text/event-stream": {
-            "schema": {"type": "string", "description": "server-sent events"},
-            "itemSchema": {"$ref": "#/components/schemas/Completion"},
-        }
-    },
+_ANSWERS: Answers = {
+    **or_events(
+        "Completions; or, with `stream`, server-sent events, each a line `data: JSON`, the last of them "
+        "`data: [DONE]`, or an error.",
+        event_of(Completion, OpenAIProblem),
+        {"type": "object", "required": ["data"], "properties": {"data": {"const": "[DONE]"}}},
+    ),
+    **OPENAI_WORKS,
 }
-_ANSWERS: Answers = {200: _STREAM, **OPENAI_WORKS}
 
 
 def router(service: Service) -> APIRouter:
@@ -71,7 +69,7 @@ def router(service: Service) -> APIRouter:
         choices = []
         for place, answer in enumerate(answers):
             for index, sample in enumerate(answer.samples):
-                text, stopped = cut(sample.completion or "", head.stops)
+                text, stopped = cut(sample.completion or "", head.stops, answer.echoed)
                 choices.append(
                     Choice(text=text, index=head.index(place, index), finish_reason=_reason(sample, stopped))
                 )
@@ -159,7 +157,7 @@ class _Chunks:
         self.answers[place] = event.answer
         chunks = []
         for index, sample in enumerate(event.answer.samples):
-            text, stopped = self.prefixes[place, index].rest(sample.completion or "")
+            text, stopped = self.prefixes[place, index].rest(sample.completion or "", event.answer.echoed)
             chunks.append(self._chunk(place, index, text, _reason(sample, stopped)))
         return chunks
 
@@ -167,9 +165,8 @@ class _Chunks:
         wish = self.head.wishes[place]
         assert wish.fill is not None
         first = next(position for position, piece in enumerate(canvas) if piece is None)
-        begin = 0 if wish.echo else first
         revises = _revises(wish.settings, self.head.info)
-        return Prefix(canvas, begin, first + wish.fill, self.head.stops, revises)
+        return Prefix(canvas, first, first + wish.fill, self.head.stops, echo=wish.echo, revises=revises)
 
     def _chunk(self, place: int, index: int, text: str, reason: Literal["stop", "length"] | None) -> Completion:
         choice = Choice(text=text, index=self.head.index(place, index), finish_reason=reason)
@@ -229,10 +226,10 @@ def _stops(body: CompletionRequest) -> list[str]:
     return [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
 
 
-def _prompts(prompt: str | list[Any]) -> list[str | list[int]]:
+def _prompts(prompt: str | list[Any] | None) -> list[str | list[int]]:
     """All prompts; ids of tokens where it is no text."""
-    if isinstance(prompt, str):
-        return [prompt]
+    if prompt is None or isinstance(prompt, str):
+        return [prompt or ""]
     if not prompt:
         raise Refused(422, "prompt: the list is empty", param="prompt")
     if isinstance(prompt[0], int):

@@ -15,20 +15,17 @@ from orchestration.serving.errors import refusal
 from orchestration.serving.events import Done, Event, Failed
 from orchestration.serving.messages import EVENTS, Finished, SampleRequest, SampleResponse, Timings
 from orchestration.serving.models import ModelInfo
-from orchestration.serving.routes.answers import WORKS, Answers
+from orchestration.serving.routes.answers import WORKS, Answers, event_of, or_events
 from orchestration.serving.sample_requests import drawn, request_of
 from orchestration.serving.service import Service, facts_of
 
-_EVENTS = {
-    "description": "Samples; or, with `stream`, server-sent events, each a line `event: TYPE` and a line `data: JSON`.",
-    "content": {
-        "text/event-stream": {
-            "schema": {"type": "string", "description": "server-sent events"},
-            "itemSchema": {"oneOf": [{"$ref": f"#/components/schemas/{event.__name__}"} for event in EVENTS]},
-        }
-    },
+_ANSWERS: Answers = {
+    **or_events(
+        "Samples; or, with `stream`, server-sent events, each a line `event: TYPE` and a line `data: JSON`.",
+        *(event_of(model, kind=model.model_fields["type"].default) for model in EVENTS),
+    ),
+    **WORKS,
 }
-_ANSWERS: Answers = {200: _EVENTS, **WORKS}
 
 
 def router(service: Service) -> APIRouter:

@@ -1,5 +1,6 @@
 """The service as its clients meet it, without Ray: real engines with small networks, a real server, real sockets."""
 
+import asyncio
 import io
 import json
 import logging
@@ -74,8 +75,6 @@ def engines(runs) -> Iterator[dict[str, Engine]]:
     runs["sick"].model.network = Poisoned(runs["sick"].model.network)
     started = {name: Engine(loaded, EngineConfig(max_rows=8, max_waiting_rows=8)) for name, loaded in runs.items()}
     yield started
-    import asyncio
-
     asyncio.run(Local(started).close(drain=False))
 
 
@@ -131,7 +130,7 @@ def replace_config(**changes) -> ServingConfig:
     return CONFIG.model_copy(update=changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, timeout=60) as client:
         yield client

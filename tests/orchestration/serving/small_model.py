@@ -25,7 +25,7 @@ def small_images(*overrides: str, seed: int = 0) -> Loaded:
 def _loaded(preset: str, settings: list[str], seed: int, step: int) -> Loaded:
     config = load(preset, settings)
     return Loaded(
-        model=disturbed(build(config.model), seed).eval(),
+        model=disturbed(build(config.model), seed).eval(),  # type: ignore[arg-type]
         vocabulary=config.data.tokens,
         config=config,
         step=step,

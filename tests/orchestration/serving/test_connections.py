@@ -1,12 +1,22 @@
 """Clients that leave, request ids, and the log, over real sockets."""
 
+import asyncio
 import json
 import re
 import socket
 
+import openai
 import pytest
 
 from tests.orchestration.serving.conftest import wait_until
+
+
+@pytest.fixture
+def slow(engines):
+    """The engine of the slow model, with nothing to do."""
+    slow = engines["slow"]
+    wait_until(lambda: (slow.stats().rows_running, slow.stats().rows_waiting) == (0, 0))
+    return slow
 
 
 def send(server, route: str, body: dict) -> socket.socket:
@@ -20,12 +30,10 @@ def send(server, route: str, body: dict) -> socket.socket:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", ["/v1/samples", "/v1/completions"])
-def test_who_leaves_is_worked_for_no_longer(served, engines, log, route, stream):
-    slow = engines["slow"]
+def test_who_leaves_is_worked_for_no_longer(served, slow, log, route, stream):
     body = {"model": "slow", "seed": 1, "stream": stream, "sampling": {"sampler": "first_hitting"}}
     if "completions" in route:
         body |= {"prompt": "a", "max_tokens": 31}
-    wait_until(lambda: slow.stats().requests_running == 0)
     connection = send(served, route, body)
     wait_until(lambda: slow.stats().requests_running == 1)
     calls = slow.stats().calls
@@ -38,9 +46,8 @@ def test_who_leaves_is_worked_for_no_longer(served, engines, log, route, stream)
     assert line["left"] is True if stream else line["status"] == 499
 
 
-def test_who_waits_and_leaves_is_forgotten(served, engines, client):
+def test_who_waits_and_leaves_is_forgotten(served, slow, client):
     """8 places: 8 rows are under way, 8 wait; these leave, and another request has room at once."""
-    slow = engines["slow"]
     first = send(served, "/v1/samples", {"model": "slow", "count": 8, "seed": 1})
     wait_until(lambda: slow.stats().rows_running == 8)
     second = send(served, "/v1/samples", {"model": "slow", "count": 8, "seed": 2})
@@ -50,6 +57,31 @@ def test_who_waits_and_leaves_is_forgotten(served, engines, client):
     wait_until(lambda: slow.stats().rows_waiting == 0)
     assert client.post("/v1/samples", json={"model": "slow", "length": 4}).status_code == 200
     first.close()
+
+
+def test_openais_client_comes_back_when_it_is_told_to(served, slow):
+    held = [send(served, "/v1/samples", {"model": "slow", "count": 8, "seed": 3}) for _ in range(2)]
+    wait_until(lambda: slow.stats().rows_waiting == 8)
+    refused = slow.stats().refused
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=5) as ai:
+        assert len(ai.completions.create(model="slow", prompt="a", max_tokens=31).choices) == 1
+    assert slow.stats().refused > refused
+    for connection in held:
+        assert b" 200 OK" in connection.recv(64)
+        connection.close()
+
+
+def test_openais_client_leaves_a_stream(served, slow):
+    async def leave() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as ai:
+            stream = await ai.completions.create(model="slow", prompt="a", max_tokens=31, stream=True)
+            async for _ in stream:
+                break
+            await stream.close()
+
+    before = slow.stats().cancelled
+    asyncio.run(leave())
+    wait_until(lambda: (slow.stats().cancelled, slow.stats().requests_running) == (before + 1, 0))
 
 
 def test_every_answer_has_an_id_and_a_line(client, log):

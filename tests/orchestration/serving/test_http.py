@@ -14,6 +14,8 @@ from PIL import Image
 from md4.samplers import SamplingConfig
 from orchestration.sampling import sample
 from orchestration.serving.events import Begun, Step, played
+from orchestration.serving.messages import SampleRequest, ScoreRequest
+from orchestration.serving.openai_messages import CompletionRequest, ImageRequest
 from tests.orchestration.serving.conftest import CONFIG, wait_until
 from tests.orchestration.small_run import LENGTH
 
@@ -135,7 +137,7 @@ def test_scores(client, runs):
 
 REFUSED = [
     ({"count": 0}, "count=0: input should be greater than or equal to 1"),
-    ({"count": 9}, "count=9: at most 8 samples"),
+    ({"count": 9}, "count=9: at most 8 samples a request"),
     ({"sampling": {"steps": 1001}}, "sampling.steps=1001: at most 1,000"),
     ({"sampling": {"grid": "sine"}}, "sampling.grid='sine': allowed are 'uniform', 'cosine', or times"),
     ({"sampling": {"stepz": 3}}, "unknown setting 'sampling.stepz'; did you mean 'steps'?"),
@@ -269,19 +271,16 @@ def test_a_full_queue_says_when_to_come_back(client):
     assert all(samples == sound[0] for samples in sound)
 
 
-BODY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=8,
-)
-FIELDS = st.sampled_from(  # of all routes
-    "prompt count pixels image mask length seed label stop sampling texts draws n suffix max_tokens temperature top_p "
-    "echo stream stream_options model size logit_bias".split()
-)
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # halves of characters among them
+LEAF = st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT
+TREE = LEAF | st.lists(LEAF, max_size=4) | st.dictionaries(ANY_TEXT, LEAF, max_size=3)
+BODY = TREE | st.lists(TREE, max_size=3)
+REQUESTS = (SampleRequest, ScoreRequest, CompletionRequest, ImageRequest)
+FIELDS = st.sampled_from(sorted({name for request in REQUESTS for name in request.model_fields}))
 ROUTES = ("/v1/samples", "/v1/score", "/v1/completions", "/v1/images/generations")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(route=st.sampled_from(ROUTES), body=st.dictionaries(FIELDS, BODY, max_size=4) | BODY)
 @example(route="/v1/samples", body={"pixels": [[[[]]]], "model": "digits"})
 @example(route="/v1/samples", body={"pixels": {"a": 1}, "model": "digits"})
@@ -293,7 +292,7 @@ def test_no_body_breaks_it(client, route, body):
     assert response.status_code in (200, 400, 404, 422, 503), response.text
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(route=st.sampled_from(ROUTES), content=st.binary(max_size=60), kind=st.sampled_from([*JSON.values(), "", "x/y"]))
 def test_no_bytes_break_it(client, route, content, kind):
     response = client.post(route, content=content, headers={"content-type": kind})

@@ -2,14 +2,17 @@
 
 import base64
 import io
+import json
 
 import numpy as np
 import openai
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from md4.samplers import SamplingConfig
-from orchestration.sampling import Request, answer, prepare
+from orchestration.sampling import Answer, Request, answer, prepare
 from tests.orchestration.small_run import LENGTH
 
 
@@ -23,6 +26,7 @@ def expected(loaded, **wish) -> list:
     """What the library writes."""
     request = Request(**{"settings": loaded.config.sampling, "literal": True, **wish})
     (found,) = answer(loaded, [request], [prepare(loaded, request)])
+    assert isinstance(found, Answer)
     return found.samples
 
 
@@ -48,7 +52,8 @@ def test_completes(ai, runs):
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (7, 27, 34)
     assert (found.object, found.model) == ("text_completion", "small")
     assert found.id == f"cmpl-{found._request_id}"
-    assert len(ai.completions.create(model="small", prompt="").choices[0].text) == 16
+    for nothing in ("", None):
+        assert len(ai.completions.create(model="small", prompt=nothing).choices[0].text) == 16
 
 
 def test_fills_before_a_suffix(ai, runs):
@@ -80,8 +85,8 @@ def test_an_underscore_is_an_underscore(ai):
 
 def test_temperature_zero_is_the_most_probable_token(ai, runs):
     found = ai.completions.create(model="small", prompt="ab", temperature=0, seed=1, n=2, max_tokens=8)
-    settings = runs["small"].config.sampling.changed({"top_k": 1, "temperature": 1.0})
-    wanted = expected(runs["small"], prompt="ab", fill=8, seed=1, count=2, settings=settings)
+    greedy = runs["small"].config.sampling.changed({"top_k": 1, "temperature": 1.0})
+    wanted = expected(runs["small"], prompt="ab", fill=8, seed=1, count=2, settings=greedy)
     assert [choice.text for choice in found.choices] == [one.completion for one in wanted]
     hot = ai.completions.create(model="small", prompt="ab", temperature=1, top_p=1, seed=1, n=2, max_tokens=8)
     assert [choice.text for choice in hot.choices] != [choice.text for choice in found.choices]
@@ -90,8 +95,8 @@ def test_temperature_zero_is_the_most_probable_token(ai, runs):
 def test_further_settings_of_the_sampler(ai, runs):
     body = {"sampling": {"sampler": "first_hitting", "steps": 4}}
     found = ai.completions.create(model="small", prompt="ab", seed=1, max_tokens=8, extra_body=body)
-    settings = SamplingConfig(sampler="first_hitting", steps=4)
-    (wanted,) = expected(runs["small"], prompt="ab", fill=8, seed=1, settings=settings)
+    chosen = SamplingConfig(sampler="first_hitting", steps=4)
+    (wanted,) = expected(runs["small"], prompt="ab", fill=8, seed=1, settings=chosen)
     assert found.choices[0].text == wanted.completion
 
 
@@ -119,6 +124,12 @@ def test_stop_strings_cut_the_text(ai):
         assert choice.text == (text[: min(places)] if places else text)
         assert choice.finish_reason == ("stop" if places else "length")
     assert found[0].finish_reason == "stop"
+    # What is only repeated ends nothing.
+    echoed = ai.completions.create(**kwargs, stop=["he", *stops], echo=True).choices
+    places = [[text.find(stop) for stop in ["he", *stops] if stop in text] for text in whole]
+    assert [choice.text for choice in echoed] == [
+        "the " + text[: min(found, default=None)] for text, found in zip(whole, places, strict=True)
+    ]
 
 
 def test_a_document_ends_with_its_own_token(ai, runs):
@@ -153,11 +164,12 @@ def streamed(ai, **kwargs) -> tuple[list[str], list[list[str]], list]:
         {},
         {"suffix": " end", "echo": True},
         {"stop": ["e", "th"]},
+        {"stop": ["he", "a"], "echo": True},
         {"prompt": ["ab", "the "], "n": 2},
         {"extra_body": {"sampling": {"sampler": "p2", "steps": 16}}},
         {"extra_body": {"sampling": {"block": 4}}},
     ],
-    ids=["plain", "suffix", "stop", "prompts", "p2", "blocks"],
+    ids=["plain", "suffix", "stop", "echo", "prompts", "p2", "blocks"],
 )
 def test_a_stream_has_the_same_text(ai, more):
     kwargs = {"model": "small", "prompt": "the ", "max_tokens": 20, "seed": 6, **more}
@@ -169,6 +181,27 @@ def test_a_stream_has_the_same_text(ai, more):
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
     if "block" in str(more):
         assert sum(map(bool, pieces[0])) >= 4, "blocks are sent as they are filled"
+
+
+WORDS = st.text(max_size=12)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(prompt=WORDS, suffix=WORDS, stop=st.lists(st.text(min_size=1, max_size=2), max_size=2), echo=st.booleans())
+@example(prompt="\u20ac\u20ac", suffix="\x00", stop=["\ufffd"], echo=True)
+@example(prompt="<|endoftext|>", suffix="_{3}", stop=[], echo=True)
+def test_any_text_goes_through_byte_pairs_unchanged(client, prompt, suffix, stop, echo):
+    text = {"prompt": prompt, "suffix": suffix, "stop": stop, "echo": echo}
+    body = {"model": "pairs", "max_tokens": 5, "seed": 1, **text}
+    whole = client.post("/v1/completions", json=body)
+    assert whole.status_code == 200, whole.text
+    (choice,) = whole.json()["choices"]
+    assert choice["text"].startswith(prompt if echo else "")
+    lines = client.post("/v1/completions", json={**body, "stream": True}).text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-2]]
+    assert "".join(chunk["text"] for chunk in chunks) == choice["text"]
+    assert chunks[-1]["finish_reason"] == choice["finish_reason"]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +261,7 @@ def test_images(ai, runs):
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.b64_json))))
         assert (shown == np.rint(np.array(one.text.split(), int).reshape(8, 8) * 255 / 16)).all()
     assert found.size == "8x8"
-    ai.images.generate(prompt="", size="8x8")  # type: ignore[arg-type]
+    ai.images.generate(prompt="", size="8x8", stream=False, user="me")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from orchestration.serving.prefix import Prefix, cut
 
 
 def step(positions, pieces, hidden=()):
-    return Step(sample=0, call=0, positions=list(positions), pieces=list(pieces), hidden=list(hidden))
+    return Step(sample=0, call=0, positions=list(positions), pieces=list(pieces), levels=None, hidden=list(hidden))
 
 
 @pytest.mark.parametrize("stops", [[], ["ab"], ["abc", "cd"], ["z", "aab"]])
@@ -52,6 +52,15 @@ def test_what_may_be_taken_back_is_not_told():
 
 
 def test_the_prompt_may_be_part_of_it():
-    prefix = Prefix(["x", "y", None], 0, 3, [])
+    prefix = Prefix(["x", "y", None], 2, 3, [], echo=True)
     assert prefix.grown() == "xy"
     assert prefix.show(step([2], ["z"])) == "z"
+
+
+def test_stop_strings_of_the_prompt_end_nothing():
+    """Nor does one that begins in it."""
+    prefix = Prefix(["x", "y", None, None], 2, 4, ["x", "yz"], echo=True)
+    assert prefix.grown() == "xy"
+    assert prefix.show(step([2], ["z"])) == "z"
+    assert prefix.show(step([3], ["x"])) == ""
+    assert prefix.rest("xyzx", 2) == ("", True)
