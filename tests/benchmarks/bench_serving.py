@@ -64,7 +64,16 @@ class Side:
             file, result = Path(folder, "plan.json"), Path(folder, "result.json")
             made.write(file)
             command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--loglevel", "WARNING"]
-            command += ["--locustfile", str(LOCUSTFILE), "--host", self.url, "--plan", str(file), "--result", str(result)]
+            command += [
+                "--locustfile",
+                str(LOCUSTFILE),
+                "--host",
+                self.url,
+                "--plan",
+                str(file),
+                "--result",
+                str(result),
+            ]
             clients = str(made.clients or 1)
             command += ["--users", clients, "--spawn-rate", clients]
             if made.seconds is not None:
@@ -110,7 +119,9 @@ def same_answers(sides: Sequence[Side]) -> None:
     """Both give the same text for the same request."""
     for wish, _ in zip(plan.wishes(seed=99), range(4), strict=False):
         texts = [
-            httpx.post(side.url + side.path, json=wish.body, timeout=120).raise_for_status().json()["samples"][0]["text"]
+            httpx.post(side.url + side.path, json=wish.body, timeout=120)
+            .raise_for_status()
+            .json()["samples"][0]["text"]
             for side in sides
         ]
         assert len(set(texts)) == 1, f"{wish} gives {texts}"
@@ -166,7 +177,18 @@ def goals(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(points: Sequence[dict[str, Any]]) -> Table:
     shown = Table(title="served requests (latency in ms)")
-    for column in ("service", "load", "asked/s", "answered/s", "refused", "short p50", "p99", "long p50", "p99", "all p99"):
+    for column in (
+        "service",
+        "load",
+        "asked/s",
+        "answered/s",
+        "refused",
+        "short p50",
+        "p99",
+        "long p50",
+        "p99",
+        "all p99",
+    ):
         shown.add_column(column, justify="left" if column in ("service", "load") else "right")
     for one in points:
         shown.add_row(
