@@ -1,6 +1,6 @@
 """What the engine is worth to who asks over HTTP: against `@serve.batch`, whose batches end as one.
 
-    python -m tests.benchmarks.bench_serving [--seconds 40] [--capacity 25] [--tune 12]     about 12 minutes, 2 idle cores
+    python -m tests.benchmarks.bench_serving [--seconds 40] [--capacity 25] [--tune 12]   about 12 minutes, 2 idle cores
 
 Both are served by the same Ray Serve, behind the same proxy, at the same time: `md4 serve` as it is (a gateway, a
 replica with the engine) and `serving.batched`, with the best of some settings. Same small network (random weights,

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_serving_overhead [--rounds 300]        about 3 minutes on two idle cores
 
 One client asks for one text after the other, of a network that costs nothing (`serving.free`): of the sampler in this
-process, and of what is built around it, layer by layer - the engine in this process; the engine behind HTTP in a process
-of its own, without Ray; a replica of the engine through Ray Serve's handle (`orchestration.serving.Client`); and the
-whole service, through proxy, gateway and replica. Interleaved text by text. Every text has 64 tokens: in one step, which
-is the request's own overhead, and in 64, which adds that of steps. Goal: less than 10 ms added, p50.
+process, and of what is built around it, layer by layer - the engine in this process; the engine behind HTTP in a
+process of its own, without Ray; a replica of the engine through Ray Serve's handle (`orchestration.serving.Client`);
+and the whole service, through proxy, gateway and replica. Interleaved text by text. Every text has 64 tokens: in one
+step, which is the request's own overhead, and in 64, which adds that of steps. Goal: less than 10 ms added, p50.
 """
 
 import argparse

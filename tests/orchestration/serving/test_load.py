@@ -23,7 +23,7 @@ from orchestration.runs import Run, load_model
 from orchestration.serving.app import Server, serve_run
 from orchestration.serving.config import EngineConfig, ServingConfig
 from tests.orchestration.serving.conftest import wait_until
-from tests.orchestration.serving.storm import Judge, Progress, Reply, Wish, ask, mixed, storm
+from tests.orchestration.serving.storm import Judge, Progress, Reply, ask, mixed, storm
 from tests.orchestration.small_run import disturbed, write_checkpoint, write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
