@@ -64,16 +64,8 @@ class Side:
             file, result = Path(folder, "plan.json"), Path(folder, "result.json")
             made.write(file)
             command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--loglevel", "WARNING"]
-            command += [
-                "--locustfile",
-                str(LOCUSTFILE),
-                "--host",
-                self.url,
-                "--plan",
-                str(file),
-                "--result",
-                str(result),
-            ]
+            command += ["--locustfile", str(LOCUSTFILE), "--host", self.url]
+            command += ["--plan", str(file), "--result", str(result)]
             clients = str(made.clients or 1)
             command += ["--users", clients, "--spawn-rate", clients]
             if made.seconds is not None:

@@ -75,9 +75,8 @@ class Batched:
 
     def _run(self, items: list[tuple[Request, Job, float]]) -> list[tuple[Answer | UserError, float, float]]:
         began = perf_counter()
-        answers = sampling.answer(
-            self.loaded, [request for request, _, _ in items], [job for _, job, _ in items], _ROWS
-        )
+        requests, jobs = [request for request, _, _ in items], [job for _, job, _ in items]
+        answers = sampling.answer(self.loaded, requests, jobs, _ROWS)
         took = perf_counter() - began
         return [(answer, began - arrived, took) for answer, (_, _, arrived) in zip(answers, items, strict=True)]
 
