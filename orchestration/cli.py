@@ -337,24 +337,45 @@ def search_grid(
 @app.command()
 def serve(
     run: RunFolder,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="serving settings as key=value, e.g. replicas=2 min_replicas=0")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="a further model, NAME=RUN; may be repeated")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="write the file with which `serve deploy` does it on a cluster, and end")
+    ] = None,
 ) -> None:
     """Answer sampling requests over HTTP until interrupted."""
-    from orchestration.config import override
+    from orchestration.config import override, read_assignments
     from orchestration.runs import Run
 
     given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
-    config = override(Run(run).config, {"serving": given}).serving
+    tree = read_assignments([f"serving.{setting}" for setting in settings or ()])
+    config = override(override(Run(run).config, tree), {"serving": given}).serving
+    models = {}
+    for one in model or ():
+        name, equals, folder = one.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--model {one!r} is not of the form NAME=RUN")
+        models[name] = Run(folder).path
 
     from orchestration.cluster import cluster  # after the settings: importing Ray Serve takes seconds
-    from orchestration.serving.app import free_port, serve_run
+    from orchestration.serving.app import describe_deployment, free_port, named, serve_run
 
+    if write is not None:
+        write.write_text(describe_deployment(named(run, models), config), encoding="utf-8")
+        say(f"written: {write}; next: serve deploy {write}")
+        return
     free_port(config.host, config.port)  # said at once, not after half a minute
-    # As many logical CPUs as the replicas ask for; Serve's own actors ask for none.
+    # As many logical CPUs as the replicas ask for; Serve's own actors and gateways ask for none.
     with cluster(num_cpus=max(os.cpu_count() or 1, math.ceil(config.replicas * config.num_cpus))) as own:
-        server = serve_run(run, config)
-        say(f"serving {run} at {server.url} (POST /v1/samples, description at {server.url}/docs); Ctrl-C ends it")
+        server = serve_run(run, config, models)
+        say(
+            f"serving {', '.join([str(run), *models])} at {server.url} (a page; POST /v1/samples, described at "
+            f"{server.url}/docs; metrics at {server.metrics_url}); Ctrl-C ends it"
+        )
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())

@@ -340,10 +340,15 @@ def load(preset: str, overrides: Sequence[str] = (), file: str | Path | None = N
     tree = {"name": path.stem, **_read_tree(path)}
     if file:
         tree = _lay(tree, _read_tree(Path(file)))
+    return validate(_lay(tree, read_assignments(overrides)))
+
+
+def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` with dotted keys, values being YAML, as a tree. Raises `UserError` for what is not of this form."""
     assigned: dict = {}
-    for assignment in overrides:
+    for assignment in assignments:
         assigned = _override(assigned, assignment)
-    return validate(_lay(tree, assigned))
+    return assigned
 
 
 def validate(tree: Any) -> Config:

@@ -37,6 +37,8 @@ _FREE += (
     "train.on_spike",
     "train.skips",
 )
+# Settings that there are no more: of runs that were written when there were.
+_PAST = {"serving": ("max_batch_size", "batch_wait_ms", "max_rows")}
 _FREE_IN_MIXTURE = re.compile(r"data\.mixture\.\d+\.(directory|name)")
 
 
@@ -50,6 +52,9 @@ class Run:
             known = f"; runs there: {', '.join(near)}" if near else ""
             raise UserError(f"{self.path} is not a run's folder (it has no config.yaml){known}")
         tree = read_yaml((self.path / "config.yaml").read_text("utf-8"), f"{self.path}/config.yaml")
+        for part, names in _PAST.items():
+            for name in names:
+                tree.get(part, {}).pop(name, None)
         kept = self.path / TOKENIZER
         self.config: Config = validate(_with_vocabulary(tree, str(kept.absolute())) if kept.is_file() else tree)
 

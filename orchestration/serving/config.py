@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class EngineConfig(BaseModel):
@@ -24,21 +24,35 @@ class EngineConfig(BaseModel):
 
 
 class ServingConfig(BaseModel):
-    """How a run's model is served."""
+    """How models are served."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = Field(default="127.0.0.1", description="address to listen at; 0.0.0.0 = all of the machine's")
     port: int = Field(default=8000, ge=0, le=65535, description="0 = any free one")
-    replicas: int = Field(default=1, ge=1, description="copies of the model")
-    num_cpus: float = Field(default=1.0, gt=0, description="Ray CPUs a replica reserves; it has one thread")
-    num_gpus: float = Field(default=0.0, ge=0, description="GPUs a replica reserves; above 0 the model goes there")
-    max_batch_size: int = Field(default=16, ge=1, description="requests that are sampled together")
-    batch_wait_ms: float = Field(default=10.0, ge=0, description="time a request waits for company")
-    max_rows: int = Field(default=64, ge=1, description="rows that go through the network together")
+    engine: EngineConfig = EngineConfig.model_validate({})
+    replicas: int = Field(default=1, ge=1, description="processes that hold the models; the most, if they follow load")
+    min_replicas: int | None = Field(
+        default=None, ge=0, description="the fewest, to which they shrink without load, 0 included; null = replicas"
+    )
+    requests_per_replica: float = Field(
+        default=16.0, gt=0, description="requests under way in each, above which there are to be more replicas"
+    )
+    grow_s: float = Field(default=5.0, ge=0, description="time of higher load after which replicas are added")
+    shrink_s: float = Field(default=300.0, ge=0, description="time of lower load after which replicas are ended")
+    num_cpus: float = Field(default=1.0, gt=0, description="Ray CPUs a replica reserves, and its threads")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs a replica reserves; above 0 its models go there")
+    models_per_replica: int | None = Field(
+        default=None, ge=1, description="models in memory at once, those of the last requests; null = all"
+    )
+    refresh_s: float = Field(
+        default=0.0, ge=0, description="time between looks for newer weights in the runs; 0 = never by itself"
+    )
+    gateways: int = Field(default=1, ge=1, description="processes that speak HTTP")
+    max_ongoing: int = Field(default=256, ge=1, description="requests in a replica; others wait outside")
+    max_queued: int = Field(default=128, ge=0, description="requests that may wait outside; then 503")
     max_count: int = Field(default=64, ge=1, description="samples that one request may ask for")
     max_length: int = Field(default=4096, ge=1, description="tokens of a text, where the model's own length is less")
-    max_queued: int = Field(default=128, ge=1, description="requests that may wait for a replica; then 503")
     max_body_bytes: int = Field(default=1 << 20, ge=1, description="of a request; 413 beyond")
     max_steps: int = Field(default=10_000, ge=1, description="steps that a request may ask for")
     max_draws: int = Field(default=256, ge=1, description="draws for each text of a request to score")
@@ -51,3 +65,14 @@ class ServingConfig(BaseModel):
         description="where rates are counted, a URI of the library limits: async+redis://HOST for several servers",
     )
     log_prompts: bool = Field(default=False, description="write prompts into the log of requests")
+
+    @model_validator(mode="after")
+    def _at_most(self) -> "ServingConfig":
+        if self.min_replicas is not None and self.min_replicas > self.replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is above replicas={self.replicas}")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Replicas that are always there."""
+        return self.replicas if self.min_replicas is None else self.min_replicas

@@ -94,7 +94,9 @@ def serving(models: Models, config: ServingConfig, pages: Iterable[APIRouter] = 
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         host, port = place.getsockname()
-        settings = uvicorn.Config(make_api(models, config, pages), log_level="warning", access_log=False, lifespan="off")
+        settings = uvicorn.Config(
+            make_api(models, config, pages), log_level="warning", access_log=False, lifespan="off"
+        )
         server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()

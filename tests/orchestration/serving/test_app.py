@@ -1,26 +1,39 @@
-"""The service as its users meet it: a real Ray Serve, a real HTTP client, a run folder on disk."""
+"""The service as its users meet it: a real Ray Serve, a real HTTP client, run folders on disk."""
 
+import asyncio
+import json
+import os
+import signal
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 
 import httpx
+import psutil
 import pytest
-import torch
+import yaml
+from pydantic import TypeAdapter
+from ray.serve.schema import ServeDeploySchema
 
 from md4.errors import UserError
+from md4.model import build
 from md4.samplers import SamplingConfig
-from md4.samplers.wording import SETTINGS
-from orchestration.runs import Loaded, load_model
-from orchestration.sampling import sample
-from orchestration.serving import app
-from orchestration.serving.config import ServingConfig
-from tests.orchestration.small_run import LENGTH, write_run
+from orchestration.runs import Run, load_model
+from orchestration.sampling import Request, sample
+from orchestration.serving import Client, app
+from orchestration.serving.client import APPLICATION, ENGINE
+from orchestration.serving.config import EngineConfig, ServingConfig
+from orchestration.serving.events import Event, played
+from orchestration.serving.models import UnknownModel
+from tests.orchestration.driver import wait_for
+from tests.orchestration.small_run import LENGTH, disturbed, write_checkpoint, write_run
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
-CONFIG = ServingConfig(port=0, num_cpus=0.5, max_batch_size=4, batch_wait_ms=100, max_rows=8, max_count=8, max_queued=8)
+CONFIG = ServingConfig(
+    port=0, num_cpus=0.5, replicas=2, refresh_s=0.2, max_count=8, engine=EngineConfig(max_rows=8, max_waiting_rows=64)
+)
+LONG = {"count": 4, "length": 1000, "sampling": {"block": 16}, "seed": 1}  # hundreds of network calls
 
 
 @pytest.fixture(scope="module")
@@ -28,216 +41,205 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs"))
 
 
-class Poisoned(torch.nn.Module):
-    """A network that answers NaN for rows that begin with "qqqq"."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, z, t, labels=None):
-        sick = (z[:, :4] == "abcdefghijklmnopq".index("q")).all(dim=1)
-        return torch.where(sick[:, None, None], torch.nan, self.network(z, t, labels))
-
-
-def load_poisoned(run: Path) -> Loaded:
-    loaded = load_model(run)
-    loaded.model.network = Poisoned(loaded.model.network)
-    return loaded
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs"), "sampling={sampler: first_hitting}", seed=1, step=3)
 
 
 @pytest.fixture(scope="module")
-def server(ray_cluster, run):
-    server = app.serve_run(run, CONFIG, load=partial(load_poisoned, run.resolve()))
+def server(ray_cluster, run, other):
+    server = app.serve_run(run, CONFIG, {"other": other})
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def client(server):
+def client(server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
 
-def test_tells_which_model_it_serves(client, run):
-    loaded = load_model(run)
-    assert client.get("/healthz").json() == {"status": "ok", "hash": loaded.weights_hash}
+def events_of(response: httpx.Response) -> Iterator[Event]:
+    """Server-sent events as they come."""
+    for line in response.iter_lines():
+        if line.startswith("data: "):
+            found = json.loads(line.removeprefix("data: "))
+            if found["type"] == "done":
+                yield found
+            else:
+                yield TypeAdapter(Event).validate_python(found)
+
+
+def replicas() -> list[psutil.Process]:
+    """The processes that hold models."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if f"ServeReplica:{APPLICATION}:{ENGINE}" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_tells_which_models_it_serves(client, run, other):
+    loaded, second = load_model(run), load_model(other)
+    health = client.get("/healthz").json()
+    assert health["hash"] == loaded.weights_hash
+    assert {name: info["hash"] for name, info in health["models"].items()} == {
+        "small": loaded.weights_hash,
+        "other": second.weights_hash,
+    }
     model = client.get("/v1/model").json()
     assert (model["hash"], model["step"], model["length"]) == (loaded.weights_hash, 7, LENGTH)
     assert model["sampling"]["steps"] == 24
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["small", "other"]
 
 
-def test_answers_what_the_command_line_answers(client, run):
+def test_answers_what_the_command_line_answers(client, run, other):
     own = {"steps": 9, "grid": "uniform", "top_p": 0.9}
     body = {"prompt": "the _{3} of", "count": 3, "seed": 11, "sampling": own, "order": True}
-    found = client.post("/v1/samples", json=body).json()
     settings = SamplingConfig.model_validate(own)
     expected = sample(load_model(run), prompts=["the ___ of"], count=3, seed=11, settings=settings)
-    assert [s["text"] for s in found["samples"]] == [s.text for s in expected.samples]
-    assert [s["seed"] for s in found["samples"]] == [11, 12, 13]
-    for one in found["samples"]:
-        assert one["text"].startswith("the ")
-        assert one["text"][7:10] == " of"
-        assert "_" not in one["text"]
-        assert one["order"][:4] == [-1] * 4
-        assert -1 not in one["order"][4:7]
-    assert found["model"] == {"hash": expected.weights_hash, "step": 7}
-    assert (found["draws_mode"], found["calls"], found["draws"]) == ("exact", expected.network_calls, expected.draws)
-    assert found["settings"] == settings.resolve("md4").model_dump(mode="json")
-    assert found["draws"] == sum(s["draws"] for s in found["samples"]) == 3 * (LENGTH - 7)
-    assert found["counted"] == {}
-    assert 0 <= found["timings"]["queue_ms"] <= found["timings"]["total_ms"]
-    assert found["timings"]["sample_ms"] <= found["timings"]["total_ms"]
-
-
-BODIES = [
-    {"seed": 1},
-    {"seed": 2, "sampling": {"steps": 3, "temperature": 0.5, "top_k": 5}},
-    {"seed": 3, "length": 9, "count": 2},
-    {"seed": 4, "prompt": "_____ and", "sampling": {"grid": [1, 0.6, 0.1, 0]}, "count": 5},
-    {"seed": 5, "sampling": {"top_p": 0.5, "sampler": "first_hitting", "steps": 7, "extrapolate": True}},
-    {"seed": 6, "length": 70, "prompt": "a_b", "sampling": {"block": 9}},
-    {"seed": 7, "count": 8, "sampling": {"sampler": "first_hitting"}, "stop": "e"},
-]
-
-
-def test_company_changes_nothing_but_the_batch(client):
-    """Seven requests at once, of mixed length and settings: each as it was alone, and most of them in one batch."""
-    alone = [client.post("/v1/samples", json=body).json() for body in BODIES]
-    assert {one["batch_requests"] for one in alone} == {1}
-    with ThreadPoolExecutor(len(BODIES)) as pool:
-        together = list(pool.map(lambda body: client.post("/v1/samples", json=body).json(), BODIES))
-    assert [one["samples"] for one in together] == [one["samples"] for one in alone]
-    assert max(one["batch_requests"] for one in together) > 1
-
-
-def test_a_stop_token_and_null_settings(client):
-    body = {"seed": 1, "count": 8, "stop": "e", "sampling": {"steps": None}}
     found = client.post("/v1/samples", json=body).json()
-    assert {one["stopped"] for one in found["samples"]} == {one["text"].endswith("e") for one in found["samples"]}
-    assert all("e" not in one["text"][:-1] for one in found["samples"])
-    assert found["settings"]["steps"] == 256  # the sampler's default, not the run's 24
+    assert [one["text"] for one in found["samples"]] == [one.text for one in expected.samples]
+    assert found["model"] == {"hash": expected.weights_hash, "step": 7}
+    expected = sample(load_model(other), seed=5, settings=load_model(other).config.sampling)
+    found = client.post("/v1/samples", json={"model": "other", "seed": 5}).json()
+    assert [one["text"] for one in found["samples"]] == [one.text for one in expected.samples]
+    refused = client.post("/v1/samples", json={"model": "third"})
+    assert (refused.status_code, "allowed: small, other" in refused.json()["detail"]) == (404, True)
 
 
-def test_nan_is_a_500_for_its_request_alone(client):
-    """Sent together: the request whose rows the network can't predict, and sound ones."""
-    bodies = [{"seed": 1}, {"seed": 2, "prompt": "qqqq"}, {"seed": 3, "count": 2}]
-    alone = [client.post("/v1/samples", json=body) for body in bodies]
-    with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(lambda body: client.post("/v1/samples", json=body), bodies))
-    for answers in (alone, together):
-        assert [answer.status_code for answer in answers] == [200, 500, 200]
-        assert "NaN" in answers[1].json()["detail"]
-    assert [together[i].json()["samples"] for i in (0, 2)] == [alone[i].json()["samples"] for i in (0, 2)]
+def test_a_stream_leads_to_the_answer(client):
+    body = {"seed": 2, "count": 2, "prompt": "the _____"}
+    whole = client.post("/v1/samples", json=body).json()["samples"]
+    with client.stream("POST", "/v1/samples", json={**body, "stream": True}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        begun, *steps, done = events_of(response)
+    assert ["".join(canvas) for canvas in played(begun, steps)] == [one["text"] for one in whole]
+    assert done["answer"]["samples"] == whole
 
 
-def test_without_a_seed_answers_differ_and_can_be_repeated(client):
-    first, second = (client.post("/v1/samples", json={}).json()["samples"][0] for _ in range(2))
-    assert first["text"] != second["text"]
-    again = client.post("/v1/samples", json={"seed": first["seed"]}).json()["samples"][0]
-    assert again == first
+def test_many_at_once_are_each_as_they_were_alone(client):
+    bodies = [{"seed": seed, "count": 1 + seed % 3, "length": 9 + 7 * (seed % 4)} for seed in range(24)]
+    alone = [client.post("/v1/samples", json=body).json()["samples"] for body in bodies]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        together = list(pool.map(lambda body: client.post("/v1/samples", json=body).json()["samples"], bodies))
+    assert together == alone
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ({"count": 0}, "count=0: input should be greater than or equal to 1"),
-        ({"count": 9}, "at most 8 samples"),
-        ({"sampling": {"steps": 0}}, "sampling.steps=0: input should be greater than or equal to 1"),
-        ({"sampling": {"steps": 1.5}}, "sampling.steps=1.5"),
-        ({"sampling": {"grid": "sine"}}, "sampling.grid='sine': allowed are 'uniform', 'cosine', or times"),
-        ({"sampling": {"grid": [1, 0.5]}}, "the times of a grid fall strictly from 1 to 0"),
-        ({"sampling": {"temperature": 0}}, "sampling.temperature=0"),
-        ({"sampling": {"temperature": "hot"}}, "sampling.temperature='hot'"),
-        ({"sampling": {"top_p": 1.01}}, "sampling.top_p=1.01"),
-        ({"sampling": {"min_reveals": 4, "max_reveals": 2}}, "min_reveals=4 is above max_reveals=2"),
-        ({"sampling": {"guidance": 2}}, "guidance=2.0 is towards a class: this model has no classes"),
-        ({"sampling": {"sampler": "thinning"}}, "sampler=thinning is not for models of objective md4"),
-        ({"sampling": {"extrapolate": True}}, "extrapolate=True is no setting of the sampler ancestral"),
-        ({"sampling": {"stepz": 3}}, "unknown setting 'sampling.stepz'; did you mean 'steps'? allowed: sampler"),
-        ({"sampling": 3}, "sampling=3"),
-        ({"steps": 3}, "steps is a setting of the sampler: it belongs into the object 'sampling'"),
-        ({"stop": "ab"}, "stop: 'ab' is 2 tokens of the vocabulary 'text8', not one"),
-        ({"stop": 3}, "stop=3"),
-        ({"length": 4097}, "length=4097: at most 4,096 tokens"),
-        ({"seed": -1}, "seed=-1"),
-        ({"seed": 2**53}, "seed="),
-        ({"seed": 2**53 - 1, "count": 2}, "seed is"),
-        ({"length": 33}, "need block=N with N of at most 32"),
-        ({"label": 0}, "no classes"),
-        ({"prompt": ""}, "empty"),
-        ({"prompt": "x" * 33}, "33 tokens, the canvas only 32"),
-        ({"prompt": "Zürich"}, "'ü' at position 1"),
-        ({"prompt": 5}, "prompt=5"),
-        ({"promt": "a"}, "unknown setting 'promt'; did you mean 'prompt'? allowed: count, prompt, length"),
-        ([], "dictionary"),
-    ],
-)
-def test_bad_requests_are_named(client, body, message):
-    response = client.post("/v1/samples", json=body)
-    assert response.status_code == 422
-    assert message in response.json()["detail"]
+def test_programs_on_the_cluster_ask_without_http(client, run):
+    async def ask():
+        served = Client()
+        infos = await served.describe()
+        answer = await served.sample("small", Request(prompt="the ____", seed=4))
+        scores = await served.score(None, ["the end of"], 4, 1, None)
+        events = [event async for event in served.stream(None, Request(seed=4))]
+        with pytest.raises(UnknownModel, match="allowed: small, other"):
+            await served.sample("third", Request())
+        with pytest.raises(UserError, match="33 tokens, the canvas only 32"):
+            await served.sample(None, Request(prompt="x" * 33))
+        return infos, answer, scores, events
+
+    infos, answer, scores, events = asyncio.run(ask())
+    assert [info.name for info in infos] == ["small", "other"]
+    body = {"prompt": "the ____", "seed": 4, "sampling": {"steps": None}}
+    assert answer.samples[0].text == client.post("/v1/samples", json=body).json()["samples"][0]["text"]
+    assert scores[0].tokens == 10
+    assert (events[0].type, events[-1].type) == ("begun", "done")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b'{"count": 1',
-        b"",
-        b"\xff\xfe",
-        b"null",
-        b'{"temperature": NaN}',
-        b'{"prompt": "\\ud800"}',
-        b'{"seed": ' + b"9" * 5000 + b"}",
-        b"[" * 100_000,
-    ],
-)
-def test_bodies_that_are_not_proper_json(client, content):
-    response = client.post("/v1/samples", content=content, headers={"content-type": "application/json"})
-    assert response.status_code in (400, 422)
-    assert response.json()["detail"]
+def test_bad_input_and_what_is_too_much_are_said(client):
+    assert "33 tokens, the canvas" in client.post("/v1/samples", json={"prompt": "x" * 33}).json()["detail"]
+    assert client.post("/v1/samples", content=b"a" * (CONFIG.max_body_bytes + 1)).status_code == 413
+    body = {"count": 8, "length": 160, "sampling": {"block": 16}}
+    with ThreadPoolExecutor(40) as pool:  # 2 replicas, each with 8 rows under way and 64 waiting
+        answers = list(pool.map(lambda seed: client.post("/v1/samples", json={**body, "seed": seed % 2}), range(40)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert all(int(one.headers["retry-after"]) >= 1 for one in answers if one.status_code == 503)
+    whole = {answer.json()["samples"][0]["seed"]: answer.json()["samples"] for answer in answers if answer.is_success}
+    assert all(one.json()["samples"] == whole[one.json()["samples"][0]["seed"]] for one in answers if one.is_success)
 
 
-def test_long_bodies_are_refused_with_and_without_a_length(client):
-    content = b'{"prompt": "' + b"a" * app.MAX_BODY_BYTES + b'"}'
-    for body in (content, iter([content[: 1 << 17], content[1 << 17 :]])):
-        response = client.post("/v1/samples", content=body, headers={"content-type": "application/json"})
-        assert response.status_code == 413
-        assert "longer than" in response.json()["detail"]
+def figure(url: str, name: str) -> float:
+    """The sum over all replicas and models."""
+    lines = httpx.get(url).text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"ray_md4_serving_{name}{{"))
 
 
-def test_more_than_it_can_hold_is_refused_and_the_rest_answered(client):
-    """4 in a batch, 4 gathering, 8 waiting: of 30 requests some are told to come back, none is lost."""
-    body = {"count": 8, "sampling": {"steps": 10_000}, "seed": 1}
-
-    def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{client.base_url}/v1/samples", json=body, timeout=60)
-
-    with ThreadPoolExecutor(30) as pool:
-        answers = list(pool.map(ask, range(30)))
-    refused = [answer for answer in answers if answer.status_code == 503]
-    answered = [answer.json()["samples"] for answer in answers if answer.status_code == 200]
-    assert len(refused) + len(answered) == 30
-    assert refused
-    assert len(answered) >= 8
-    assert all(answer.headers["retry-after"] == "1" for answer in refused)
-    assert all(samples == answered[0] for samples in answered)
+def test_who_leaves_is_not_worked_for_and_figures_tell(server, client):
+    assert server.metrics_url is not None
+    before = figure(server.metrics_url, "cancelled_total")
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/samples", json=LONG, timeout=1)
+    with client.stream("POST", "/v1/samples", json={**LONG, "stream": True}) as response:
+        next(events_of(response))
+    wait_for(lambda: figure(server.metrics_url, "cancelled_total") == before + 2, 40, "two cancelled requests")
+    wait_for(lambda: figure(server.metrics_url, "requests_running") == 0, 40, "an engine at rest")
+    assert figure(server.metrics_url, "answered_total") > 20
+    assert figure(server.metrics_url, "call_seconds_count") > 20
 
 
-def test_the_interface_is_described(client):
-    document = client.get("/openapi.json").json()
-    post = document["paths"]["/v1/samples"]["post"]
-    assert {"200", "413", "422", "500", "503"} <= post["responses"].keys()
-    for status in ("413", "422", "500"):
-        assert post["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
-    request = document["components"]["schemas"]["SampleRequest"]
-    assert request["additionalProperties"] is False
-    settings = document["components"]["schemas"]["SamplingConfig"]
-    assert settings["additionalProperties"] is False
-    assert set(settings["properties"]) == set(SETTINGS)
-    for field in settings["properties"].values():
-        assert any("description" in part for part in [field, *field.get("anyOf", [])])
-    assert set(document["paths"]) == {"/healthz", "/v1/model", "/v1/samples"}
+def test_newer_weights_are_taken_and_nothing_is_dropped(client, run):
+    """Last but two, as the weights are others from here on."""
+    config = Run(run).config
+    with client.stream("POST", "/v1/samples", json={**LONG, "stream": True}) as response:
+        events = events_of(response)
+        begun = next(events)
+        write_checkpoint(Run(run), disturbed(build(config.model), 9), 8)
+        wait_for(lambda: client.get("/healthz").json()["models"]["small"]["step"] == 8, 30, "newer weights")
+        (done,) = [event for event in events if isinstance(event, dict)]
+    assert begun.model.step == done["answer"]["model"]["step"] == 7  # with the weights that it began with
+    new = load_model(run)
+    wait_for(  # the other replica, too
+        lambda: {client.post("/v1/samples", json={"seed": 3}).json()["model"]["step"] for _ in range(8)} == {8},
+        30,
+        "newer weights in all replicas",
+    )
+    found = client.post("/v1/samples", json={"seed": 3}).json()
+    assert found["model"]["hash"] == new.weights_hash
+    assert found["samples"][0]["text"] == sample(new, seed=3, settings=config.sampling).samples[0].text
+
+
+def test_a_replica_that_is_killed_costs_nobody_an_answer(client):
+    """One of two: streams that it had begun end with an error event, all else is answered by the other one."""
+    bodies = [{"seed": seed, "count": 4, "length": 160, "sampling": {"block": 16}} for seed in range(12)]
+    expected = [client.post("/v1/samples", json=body).json()["samples"] for body in bodies]
+    before = replicas()
+    assert len(before) == 2
+
+    def watch(body: dict) -> list:
+        with client.stream("POST", "/v1/samples", json={**body, "stream": True}) as response:
+            return list(events_of(response)) if response.is_success else []
+
+    with ThreadPoolExecutor(24) as pool:
+        streams = [pool.submit(watch, body) for body in bodies]
+        wholes = [pool.submit(lambda body=body: client.post("/v1/samples", json=body)) for body in bodies]
+        wait_for(lambda: sum(one.done() for one in [*streams, *wholes]) >= 2, 60, "some answers")
+        os.kill(before[0].pid, signal.SIGKILL)
+    got = [one.result().json().get("samples", one.result().text) for one in wholes]
+    assert got == expected, [one for one in got if isinstance(one, str)]
+    ends = [one.result()[-1] for one in streams]
+    errors = [end for end in ends if not isinstance(end, dict)]
+    assert [end["answer"]["samples"] for end in ends if isinstance(end, dict)] == [
+        samples for samples, end in zip(expected, ends, strict=True) if isinstance(end, dict)
+    ]
+    assert 0 < len(errors) < len(ends)
+    assert {(error.type, error.status) for error in errors} == {("error", 503)}
+    wait_for(lambda: len(replicas()) == 2, 60, "a new replica")
+
+
+def test_a_second_service_is_refused(server, run):
+    with pytest.raises(UserError, match="runs on this Ray cluster already"):
+        app.serve_run(run, ServingConfig(port=0))
+
+
+def test_stops(server, client):
+    """Last of those that ask: nobody answers afterwards."""
+    server.stop()
+    with pytest.raises(httpx.TransportError):
+        client.get("/healthz")
 
 
 def test_a_port_in_use_is_named(run):
@@ -256,18 +258,20 @@ def test_a_place_that_does_not_exist_is_named(host, port):
         app.free_port(host, port)
 
 
-def test_a_second_service_is_refused(server, run):
-    with pytest.raises(UserError, match="runs on this Ray cluster already"):
-        app.serve_run(run, ServingConfig(port=0))
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_runs_that_cannot_be_served_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="not a run's folder"):
         app.serve_run(tmp_path)
+    with pytest.raises(UserError, match="two models are called 'small'"):
+        app.serve_run(run, CONFIG, {"small": run})
 
 
-def test_stops(server, client):
-    """Last of this file: nobody answers afterwards."""
-    server.stop()
-    with pytest.raises(httpx.TransportError):
-        client.get("/healthz")
+def test_the_written_file_describes_the_same_application(run, other):
+    config = CONFIG.model_copy(update={"port": 8123, "min_replicas": 0})
+    tree = yaml.safe_load(app.describe_deployment({"small": run, "other": other}, config))
+    schema = ServeDeploySchema.model_validate(tree)  # as `serve deploy` reads it
+    assert schema.http_options.port == 8123
+    (described,) = schema.applications
+    assert described.import_path == "orchestration.serving.app:build"
+    arguments = app.Arguments.model_validate(described.args)
+    assert arguments.models == {"small": str(run), "other": str(other)}
+    assert arguments.serving == config.model_copy(update={"host": "127.0.0.1", "port": 8000})

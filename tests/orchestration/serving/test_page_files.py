@@ -43,7 +43,8 @@ def test_what_the_browser_has_is_not_sent_again(client):
 
 
 @pytest.mark.parametrize(
-    "name", ["__init__.py", "none.js", "", "..%2fpage%2findex.html", "..%2Fapp.py", "%00.js", "x" * 300 + ".js", "page.js/"]
+    "name",
+    ["__init__.py", "none.js", "", "..%2fpage%2findex.html", "..%2Fapp.py", "%00.js", "x" * 300 + ".js", "page.js/"],
 )
 def test_nothing_else_is_sent(client, name):
     assert client.get(f"/page/{name}", follow_redirects=False).status_code in (404, 307)
