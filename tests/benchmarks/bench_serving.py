@@ -210,7 +210,7 @@ def main() -> None:
     config = ServingConfig(
         port=0, num_cpus=CPUS, max_ongoing=2 * QUEUE, max_queued=QUEUE, engine=EngineConfig(max_waiting_rows=QUEUE)
     )
-    with tempfile.TemporaryDirectory() as folder, cluster(num_cpus=4):
+    with tempfile.TemporaryDirectory() as folder, cluster(num_cpus=4) as own:
         run = write_run(Path(folder), *NETWORK)
         server = serve_run(run, config)
         try:
@@ -230,7 +230,7 @@ def main() -> None:
                     points.append({"side": side.name, "of": of, "share": share, "rate": round(rate, 2), **found})
                     say(f"{points[-1]}")
         finally:
-            server.stop()
+            server.stop(cluster_ends=own)
     points.sort(key=lambda one: (one["of"], one["share"], one["side"]))
     summary = {
         "benchmark": "serving",

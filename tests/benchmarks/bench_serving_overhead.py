@@ -153,13 +153,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder, cluster(num_cpus=4):
+    with tempfile.TemporaryDirectory() as folder, cluster(num_cpus=4) as own:
         run = write_run(Path(folder), f"data.length={LENGTH}")
         server = serve_run(run, ServingConfig(port=0), load=free.load)
         try:
             found = asyncio.run(run_all(run, server.url, options.rounds))
         finally:
-            server.stop()
+            server.stop(cluster_ends=own)
     console = Console(width=140)
     for title, part in found.items():
         table = Table(title=f"a text of {LENGTH} tokens in {title} (ms)")

@@ -143,7 +143,7 @@ async def storm(url: str, wishes: Sequence[Wish], leave: dict[int, int], progres
             moment.cancel()
             if not asking.done():
                 asking.cancel()  # closes the connection
-                await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.wait([asking])
         replies.append(Reply(wish, number, left=True) if asking.cancelled() else asking.result())
         progress.one_more()
 
