@@ -75,9 +75,15 @@ class Side:
                 raise RuntimeError(f"locust has failed:\n{done.stderr}")
             return plan.read_outcomes(result)
 
+    def idle(self) -> None:
+        """Wait until nothing is left of what clients have given up: batches go on with it."""
+        body = {"length": 1, "seed": 1, "sampling": {"steps": 1}}
+        httpx.post(self.url + self.path, json=body, timeout=300).raise_for_status()
+
     def capacity(self, seconds: float, seed: int) -> float:
         """Answers a second, of a closed loop."""
         outcomes = self.load(plan.closed(self.path, CLIENTS, seconds, seed))
+        self.idle()
         done = sorted(one.done for one in outcomes if one.status == 200)
         # Batches answer in clumps: from the end of one clump to that of another.
         first = [time for time in done if time <= OPENING * seconds][-1:] or done[:1]
@@ -217,6 +223,7 @@ def main() -> None:
             engine = Side("engine", server.url, "/v1/samples")
             batches = Side("batched", server.url, f"{batched.PREFIX}/v1/samples")
             chosen, tried = best_batches(batches, run, options.tune)
+            batches.idle()
             engine.load(plan.closed(engine.path, CLIENTS, min(5.0, options.tune), seed=1))  # to warm up
             same_answers([engine, batches])
             capacity = {side.name: side.capacity(options.capacity, seed=3) for side in (batches, engine)}
