@@ -72,7 +72,7 @@ def mixed(seed: int) -> Iterator[Wish]:
                 own |= {"prompt": words, "max_tokens": draw.randint(1, 12), "n": count}
                 own["suffix"] = draw.choice([None, " end"])
             else:
-                own |= {"prompt": draw.choice([None, words]), "count": count, "length": draw.randint(16, LENGTH)}
+                own |= {"prompt": draw.choice([None, words]), "count": count, "length": draw.choice([16, 20, 24, LENGTH])}
             if kind.endswith("stream"):
                 own["stream"] = True
         yield Wish(kind, own)
@@ -157,7 +157,7 @@ async def storm(url: str, wishes: Sequence[Wish], leave: dict[int, int], progres
 
 async def _with_client(url: str, part: Sequence[tuple[int, Wish]], one: Any) -> None:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=url, timeout=180, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await asyncio.gather(*(one(client, place, wish) for place, wish in part))
 
 

@@ -48,7 +48,7 @@ def serving(folder: Path, **changes) -> Iterator[tuple[Server, Path]]:
         max_ongoing=1000,
         max_queued=1000,
         engine=EngineConfig(max_rows=8, max_waiting_rows=4000),
-        timeout_s=170,
+        timeout_s=290,
         **changes,
     )
     server = serve_run(run, config)
@@ -75,7 +75,7 @@ def replicas() -> list[psutil.Process]:
     return [process for process, title in processes().items() if title.endswith("Engine")]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_nothing_is_lost_or_mixed_up_whatever_happens(ray_cluster, tmp_path):
     """Mixed requests at once; a fifth of the clients leave, a replica is killed, newer weights come.
 
