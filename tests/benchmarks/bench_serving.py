@@ -69,7 +69,7 @@ class Side:
             clients = str(made.clients or 1)
             command += ["--users", clients, "--spawn-rate", clients]
             if made.seconds is not None:
-                command += ["--run-time", f"{made.seconds}s"]
+                command += ["--run-time", f"{round(made.seconds)}s"]
             done = subprocess.run(command, capture_output=True, text=True)
             if not result.exists():
                 raise RuntimeError(f"locust has failed:\n{done.stderr}")

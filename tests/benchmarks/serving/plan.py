@@ -76,7 +76,7 @@ class Plan:
     path: str
     wishes: list[Wish]
     clients: int | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # whole ones
 
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self)), encoding="utf-8")
