@@ -39,6 +39,7 @@ from orchestration.serving.config import ServingConfig
 from orchestration.serving.engine import Engine
 from tests.benchmarks.harness import RESULTS, machine
 from tests.benchmarks.serving import free
+from tests.orchestration.serving.processes import processes
 from tests.orchestration.small_run import write_run
 
 LENGTH, STEPS, GOAL_MS = 64, (1, 64), 10.0
@@ -103,6 +104,21 @@ async def measure(ways: dict[str, Ask], loaded: Loaded, steps: int, rounds: int)
     return seconds
 
 
+async def processor(ask: Ask, loaded: Loaded, steps: int, rounds: int) -> dict[str, float]:
+    """Milliseconds of processor time that each process of the service spends on a request."""
+
+    def used() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for process, title in processes().items():
+            found[title] = found.get(title, 0.0) + sum(process.cpu_times()[:2])
+        return found
+
+    settings, before = loaded.config.sampling.changed({"steps": steps}), used()
+    for seed in range(rounds):
+        await ask(Request(length=LENGTH, seed=seed, settings=settings))
+    return {title: round(1e3 * (after - before[title]) / rounds, 2) for title, after in used().items()}
+
+
 def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Milliseconds of each way, and what it took more than the sampler alone in the same round."""
     found = {}
@@ -140,7 +156,9 @@ async def run_all(run: Path, url: str, rounds: int) -> dict[str, Any]:
                     name: round(float(np.median([one[name] for one in service.timings])), 2)
                     for name in ("queue_ms", "sample_ms", "total_ms")
                 }
-                found[f"{steps} steps" if steps > 1 else "1 step"] = {"ways": figures, "told by the service, p50": told}
+                title = f"{steps} steps" if steps > 1 else "1 step"
+                found[title] = {"ways": figures, "told by the service, p50": told}
+                found[title]["processor time of a request, ms"] = await processor(service.ask, loaded, steps, rounds)
     finally:
         await engine.close()
     return found
@@ -168,7 +186,8 @@ def main() -> None:
         for name, figures in part["ways"].items():
             table.add_row(name, *(f"{value:.2f}" for value in figures.values()))
         console.print(table)
-        console.print(f"told by the service, p50: {part['told by the service, p50']}", highlight=False)
+        for name in ("told by the service, p50", "processor time of a request, ms"):
+            console.print(f"{name}: {part[name]}", highlight=False)
     added = {title: part["ways"][SERVICE]["added_p50_ms"] for title, part in found.items()}
     console.print(f"added by the service, p50 ms: {added}; goal < {GOAL_MS:g}")
     tree = {

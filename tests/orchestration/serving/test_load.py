@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import random
-import re
 import signal
 import statistics
 import time
@@ -23,6 +22,7 @@ from orchestration.runs import Run, load_model
 from orchestration.serving.app import Server, serve_run
 from orchestration.serving.config import EngineConfig, ServingConfig
 from tests.orchestration.serving.conftest import wait_until
+from tests.orchestration.serving.processes import processes
 from tests.orchestration.serving.storm import Judge, Progress, Reply, ask, mixed, storm
 from tests.orchestration.small_run import disturbed, write_checkpoint, write_run
 
@@ -34,7 +34,6 @@ MINUTES = float(os.environ.get("MD4_MEMORY_MINUTES", "10"))
 SETTLED = 0.3  # share of that time after which memory may grow no more
 GROWTH = 0.05
 CLIENTS, PERIOD_S = 8, 0.8  # each asks for one thing a period
-_TITLE = re.compile(r"ray::(ServeReplica:[\w:-]+|ServeController|ProxyActor)")
 
 
 @contextmanager
@@ -56,19 +55,6 @@ def serving(folder: Path, **changes) -> Iterator[tuple[Server, Path]]:
         yield server, run
     finally:
         server.stop()
-
-
-def processes() -> dict[psutil.Process, str]:
-    """Those of the service, by what Ray calls them: the controller, the proxy, gateways and replicas."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            title = _TITLE.match(" ".join(process.cmdline()))
-        except psutil.Error:
-            continue
-        if title:
-            found[process] = title[1]
-    return found
 
 
 def replicas() -> list[psutil.Process]:
