@@ -72,11 +72,8 @@ def mixed(seed: int) -> Iterator[Wish]:
                 own |= {"prompt": words, "max_tokens": draw.randint(1, 12), "n": count}
                 own["suffix"] = draw.choice([None, " end"])
             else:
-                own |= {
-                    "prompt": draw.choice([None, words]),
-                    "count": count,
-                    "length": draw.choice([16, 20, 24, LENGTH]),
-                }
+                length = draw.choice([16, 20, 24, LENGTH])
+                own |= {"prompt": draw.choice([None, words]), "count": count, "length": length}
             if kind.endswith("stream"):
                 own["stream"] = True
         yield Wish(kind, own)
