@@ -146,7 +146,7 @@ def best_batches(side: Side, run: Path, seconds: float) -> tuple[dict[str, Any],
 
 
 def goals(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The two comparisons that count, and whether either was met."""
+    """The two comparisons of which one is to be met."""
     at = {(one["side"], one["of"], one["share"]): one for one in points}
     lower = {
         f"{share:.0%}": round(
@@ -169,7 +169,7 @@ def goals(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "p99_of_short_requests_lower_at_equal_load": {"ratios": lower, "goal": 3.0},
         "throughput_at_equal_p99": {"ratios": more, "goal": 2.0},
-        "met": min(lower.values()) >= 3.0 or max(more.values()) >= 2.0,
+        "met": {"latency, at every load": min(lower.values()) >= 3.0, "throughput, at 80 %": more["80%"] >= 2.0},
     }
 
 
