@@ -10,14 +10,19 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from md4.errors import UserError
 from orchestration import data_cli, tokenizer_cli
+
+if TYPE_CHECKING:
+    from orchestration.serving.batch_jobs import BatchJob
 
 app = typer.Typer(
     help="Masked diffusion on discrete data: prepare, train, evaluate, sample, serve.",
@@ -277,8 +282,27 @@ def sample(
     label: Annotated[int | None, typer.Option(help="class of the samples, of class-conditional models")] = None,
     ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
+    requests: Annotated[
+        Path | None,
+        typer.Option("--input", help="many requests: .jsonl or .parquet, each with fields of POST /v1/samples"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="of --input: file of the records, .jsonl or .parquet")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an --output that was interrupted")] = False,
 ) -> None:
-    """Draw samples, or fill the holes of a prompt or an image; written to the run's samples/."""
+    """Draw samples, or fill the holes of a prompt or an image; written to the run's samples/.
+
+    Or answer a file of requests, --input, as a job: the other options are for those that don't say otherwise.
+    """
+    if requests is not None or output is not None or resume:
+        if requests is None or output is None:
+            raise UserError("a job needs --input FILE and --output FILE")
+        for name, value in {"prompt": prompt, "image": image, "hide": hide, "mask": mask, "json": as_json}.items():
+            if value:
+                raise UserError(f"--{name} does not go with --input: what is wanted stands in the file's requests")
+        from orchestration.serving.batch_jobs import BatchJob
+
+        _answer_file(run, BatchJob(requests, output, resume, count, length, label, stop, seed), settings or (), ema)
+        return
     if image is None and (hide or mask):
         raise UserError("--hide and --mask say which part of an --image is to be filled: name that, too")
     if image is not None and prompt:
@@ -314,6 +338,30 @@ def sample(
             say(f"{report.headline()}\nwritten: {picture}, {file}{notes}")
     elif not as_json:
         say(f"{report.text()}\nwritten: {file}")
+
+
+def _answer_file(run: Path, job: "BatchJob", settings: Sequence[str], ema: bool) -> None:
+    """Do a job of `md4 sample --input`, on the GPU if there is one."""
+    import torch
+
+    from orchestration.runs import Loaded, Run, load_model
+    from orchestration.sampling_settings import read_settings
+    from orchestration.serving.batch_jobs import run as answer
+
+    def load() -> Loaded:
+        loaded = load_model(run, ema=ema, report=say)
+        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return loaded
+
+    job = replace(job, settings=read_settings(Run(run).config.sampling, settings))
+    try:
+        outcome = answer(job, load, say)
+    except KeyboardInterrupt:
+        say("stopped: the same command with --resume goes on")
+        raise
+    say(f"{outcome.answered:,} answered, {outcome.refused:,} refused; written: {job.output}")
+    if outcome.refused and not outcome.answered:
+        raise UserError(f"no request could be answered; the first: {outcome.problem}")
 
 
 @app.command("grid")

@@ -121,7 +121,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
         f"everything is in     {RUN}/ (loss curve: {RUN}/reports/loss.png)",
         "",
         f"next: .venv/bin/md4 sample {RUN} --prompt 'import ______ from' --count 5",
-        f"      .venv/bin/md4 serve {RUN}",
+        f"      .venv/bin/md4 serve {RUN}        # a page at http://127.0.0.1:8000",
         f"      .venv/bin/md4 train {PRESET} name=longer train.steps=4000",
         f"      .venv/bin/md4 train {PRESET} name=mine data.source=text data.path=FILE_OR_FOLDER",
     ]

@@ -4,14 +4,16 @@
      "method": "POST", "route": "/v1/samples", "status": 200, "seconds": 0.81, "key": "alice", "model": "demo",
      "count": 2, "queue_s": 0.003, "calls": 64, "tokens": 512}
 
-The logger is `md4.access`; without a handler of its own it writes to standard error. What was asked for in words is not
-logged, unless `log_prompts` says so.
+The logger is `md4.access`; without a handler of its own it writes to the file `serving.access_log`, or to standard
+error. What was asked for in words is not logged, unless `log_prompts` says so.
 """
 
 import logging
 import re
 import secrets
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +21,7 @@ from pythonjsonlogger.json import JsonFormatter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from md4.errors import UserError
 from orchestration.serving.errors import refusal
 
 HEADER = "x-request-id"
@@ -27,10 +30,17 @@ _SANE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _CLOSED = 499  # nginx's word for a client that left before the answer
 
 
-def start() -> None:
-    """Give the logger a handler, if it has none."""
+def start(file: Path | None = None) -> None:
+    """Give the logger a handler, if it has none. file: None = standard error, which Ray keeps among its logs.
+
+    Raises `UserError` for a file that can't be written.
+    """
     if not LOGGER.handlers:
-        handler = logging.StreamHandler()
+        # Of a file that is moved away (logrotate) a new one is begun.
+        try:
+            handler = logging.StreamHandler() if file is None else WatchedFileHandler(file, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"the log of requests can't be written to {file}: {error.strerror}") from None
         handler.setFormatter(JsonFormatter())
         LOGGER.addHandler(handler)
         LOGGER.setLevel(logging.INFO)

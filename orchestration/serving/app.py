@@ -10,6 +10,7 @@ What is in it stands in `deployments`; what it answers over HTTP in `http`.
 import logging
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import ray
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from md4.errors import UserError
 from orchestration import checkpoints
@@ -92,7 +94,7 @@ def application(models: Mapping[str, str], config: ServingConfig, load: Load = l
 def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig) -> str:
     """The file, YAML, from which `serve deploy` starts the same application on a cluster."""
     folders = {name: str(Path(run).resolve()) for name, run in models.items()}
-    own = config.model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
+    own = config.placed().model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
     tree = {
         "proxy_location": "EveryNode",
         "http_options": {"host": config.host, "port": config.port},
@@ -129,9 +131,9 @@ class Server:
         cluster_ends: the Ray cluster itself is ended next and takes Serve's own actors with it; ending them one by one
         before makes Ray complain of an actor that ends itself.
         """
-        if cluster_ends:
+        with suppress(RayServeException):  # it may have been ended already
             serve.delete(APPLICATION)
-        else:
+        if not cluster_ends:
             serve.shutdown()
 
 
@@ -154,7 +156,7 @@ def serve_run(
     for folder in folders.values():
         if checkpoints.newest(Run(folder).checkpoints, print) is None:
             raise UserError(f"run {folder} has no sound checkpoint yet")
-    config = Run(run).config.serving if config is None else config
+    config = (Run(run).config.serving if config is None else config).placed()
     port = free_port(config.host, config.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:

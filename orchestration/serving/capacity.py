@@ -1,11 +1,10 @@
 """How many rows a network call should take: measured.
 
-Calls are timed at 1, 2, 4, ... rows until twice as many rows are hardly faster a row, a call gets long, or the memory
-would not do. Rows of another length are taken to cost what their tokens cost.
+Calls are timed at 1, 2, 4, ... rows until more rows are hardly faster a row twice in a row (once may be chance), a call
+gets long, or the memory would not do. Rows of another length are taken to cost what their tokens cost.
 """
 
 import gc
-import itertools
 import logging
 import os
 import resource
@@ -23,7 +22,7 @@ from md4.samplers import Batch, Job, SamplingConfig
 _log = logging.getLogger(__name__)
 
 MOST = 1024  # rows of a call
-GAIN = 1.1  # rows a second that twice as many rows must bring
+GAIN = 1.1  # rows a second that more rows must bring, as a ratio
 LONGEST_S = 2.0  # a call beyond that makes everybody wait too long
 MEMORY = 0.8  # share of the free memory that a call may take
 _CALLS = 3  # of which the median counts
@@ -43,7 +42,7 @@ class Point:
 
 
 def measure(call: Callable[[int], float], fits: Callable[[int], bool], most: int = MOST) -> list[Point]:
-    """Points at 1, 2, 4, ... rows, the last of which is not worth it, too long, or the largest.
+    """Points at 1, 2, 4, ... rows; the last two are not worth it, or the last is too long or the largest.
 
     call: seconds of a call of so many rows; it may run out of memory. fits: whether that many rows should be tried.
     """
@@ -57,20 +56,18 @@ def measure(call: Callable[[int], float], fits: Callable[[int], bool], most: int
                 raise
             _log.warning("%d rows don't fit a call: %s", rows, error)
             break
-        if points[-1].seconds > LONGEST_S or (len(points) > 1 and points[-1].rate < GAIN * points[-2].rate):
+        rates = [point.rate for point in points]
+        if points[-1].seconds > LONGEST_S or (len(rates) > 2 and max(rates[-2:]) < GAIN * max(rates[:-2])):
             break
         rows *= 2
     return points
 
 
 def best(points: list[Point]) -> int:
-    """The rows of the points before the first that is too long or not worth it; at least 1."""
-    chosen = points[0].rows
-    for before, point in itertools.pairwise(points):
-        if point.seconds > LONGEST_S or point.rate < GAIN * before.rate:
-            break
-        chosen = point.rows
-    return chosen
+    """The fewest rows from which more of them bring less than `GAIN`; of calls that are not too long, if there are."""
+    short = [point for point in points if point.seconds <= LONGEST_S] or points[:1]
+    most = max(point.rate for point in short)
+    return next(point.rows for point in short if GAIN * point.rate > most)
 
 
 @dataclass

@@ -136,7 +136,7 @@ class Client(Models):
         response = self._method(name, "stream", stream=True).remote(name, request)
         ended = False
         try:
-            async for event in response:
+            async for event in response:  # type: ignore[attr-defined]
                 if isinstance(event, Refusal):
                     ended = True
                     raise event.error()

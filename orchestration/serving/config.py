@@ -64,6 +64,9 @@ class ServingConfig(BaseModel):
         default="async+memory://",
         description="where rates are counted, a URI of the library limits: async+redis://HOST for several servers",
     )
+    access_log: Path | None = Field(
+        default=None, description="file for the log of requests; null = standard error, which Ray keeps in its logs"
+    )
     log_prompts: bool = Field(default=False, description="write prompts into the log of requests")
 
     @model_validator(mode="after")
@@ -76,3 +79,8 @@ class ServingConfig(BaseModel):
     def fewest(self) -> int:
         """Replicas that are always there."""
         return self.replicas if self.min_replicas is None else self.min_replicas
+
+    def placed(self) -> "ServingConfig":
+        """The same with absolute paths, for processes that run in other folders."""
+        files = {name: getattr(self, name) for name in ("keys", "access_log")}
+        return self.model_copy(update={name: file.resolve() for name, file in files.items() if file is not None})

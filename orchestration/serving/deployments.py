@@ -6,10 +6,11 @@ another one, or tells the client what happened.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import fastapi
 import torch
@@ -51,6 +52,11 @@ class Held:
         if config.refresh_s:
             self._tasks.append(asyncio.ensure_future(self._look(config.refresh_s)))
         self._closed = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it answers, or was ended on purpose."""
+        return self._closed or self.engine.healthy
 
     async def refresh(self) -> None:
         """Take the newest weights of the run, if they are others. If that fails, those that are there stay."""
@@ -114,15 +120,17 @@ class EngineReplica:
         # Two threads of OpenMP beside Ray's processes on a busy machine wait for each other at every barrier.
         torch.set_num_threads(max(1, int(config.num_cpus)))
         self._runs = dict(runs)
-        self._held: dict[str, Held] = {}
+        self._held: WeakValueDictionary[str, Held] = WeakValueDictionary()  # Serve decides which stay
 
         async def hold(name: str) -> Held:
             loaded = await asyncio.to_thread(load, self._runs[name])
-            self._held[name] = Held(name, self._runs[name], load, loaded, config)
-            return self._held[name]
+            held = self._held[name] = Held(name, self._runs[name], load, loaded, config)
+            return held
 
         most = len(self._runs) if config.models_per_replica is None else config.models_per_replica
-        self._hold = serve.multiplexed(hold, max_num_models_per_replica=most)
+        self._hold: Callable[[str], Awaitable[Held]] = serve.multiplexed(  # type: ignore[assignment]
+            hold, max_num_models_per_replica=most
+        )
         for name in list(self._runs)[:most]:
             await self._hold(name)
 
@@ -133,8 +141,8 @@ class EngineReplica:
 
     def check_health(self) -> None:
         """Serve starts the replica anew when this raises."""
-        for held in self._held.values():
-            if not (held.engine.healthy or held._closed):
+        for held in list(self._held.values()):
+            if not held.healthy:
                 raise RuntimeError(f"the engine of model {held.name} has failed")
 
     async def names(self) -> list[str]:
@@ -176,7 +184,7 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Called by Serve when the replica ends and nothing is under way any more."""
-        for held in self._held.values():
+        for held in list(self._held.values()):
             await held.close()
 
 

@@ -155,7 +155,7 @@ class Engine:
             loop=loop,
             result=loop.create_future(),
             rows=len(read),
-            work=scoring.score(loaded, read, draws, seed, label, self._places),
+            work=scoring.score(loaded, read, draws, seed, label, self.places),
         )
         self._worker.score(waiter, max(len(text.tokens) for text in read))
         try:
@@ -163,7 +163,8 @@ class Engine:
         finally:
             self._worker.give_up(waiter)
 
-    def _places(self, length: int) -> int:
+    def places(self, length: int) -> int:
+        """Rows of that length that a network call takes; once the engine is ready, it is what was measured."""
         return self._worker.capacity.places(length)
 
     async def refresh(self, loaded: "Loaded") -> None:

@@ -1,7 +1,7 @@
 """Problems as HTTP answers: `{"detail": ...}`, or on OpenAI's routes the object that its clients read."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import fastapi
@@ -115,19 +115,24 @@ async def _malformed(request: fastapi.Request, error: Exception) -> JSONResponse
         kind = request.headers.get("content-type", "none")
         problem = Refused(415, f"the content-type is {kind[:80]!r}; wanted is 'application/json'")
         return problem.response(request.scope)
-    fields = _fields(request.scope)
+    problems = [{**problem, "loc": _in_body(problem)} for problem in error.errors()]
+    first = next((".".join(map(str, path)) for problem in problems if (path := _path(problem))), None)
+    return Refused(422, complaints(problems, _fields(request.scope)), param=first).response(request.scope)
+
+
+def complaints(problems: Sequence[Any], fields: Iterable[str]) -> str:
+    """What pydantic complains of in a body that may have these fields, in one line."""
     try:
-        found = [_describe(problem, fields) for problem in error.errors()]
+        found = [_describe(problem, fields) for problem in problems]
     except RecursionError:
         found = ["it is nested too deeply"]
-    first = next((".".join(map(str, path)) for problem in error.errors() if (path := _path(problem))), None)
-    return Refused(422, "; ".join(dict.fromkeys(found)), param=first).response(request.scope)
+    return "; ".join(dict.fromkeys(found))
 
 
 def _describe(problem: Any, fields: Iterable[str]) -> str:
-    path = _path(problem)
     if problem["type"] == "json_invalid":
         return wording.describe(problem, ())
+    path = _path(problem)
     if not path and problem["type"] == "missing":
         return "a JSON object is needed as the body"
     if problem["type"] == "extra_forbidden" and len(path) == 1 and path[0] in wording.SETTINGS:
@@ -137,8 +142,13 @@ def _describe(problem: Any, fields: Iterable[str]) -> str:
 
 def _path(problem: Any) -> tuple[str | int, ...]:
     """Where in the body: without pydantic's names of several allowed types. Empty for what concerns all of it."""
-    where = problem["loc"][1:] if problem["type"] != "json_invalid" else ()
+    where = problem["loc"] if problem["type"] != "json_invalid" else ()
     return tuple(part for place, part in enumerate(where) if not (place and _is_branch(part)))
+
+
+def _in_body(problem: Any) -> tuple[str | int, ...]:
+    """FastAPI names the part of the request first; of what is no JSON the place is a character."""
+    return problem["loc"] if problem["type"] == "json_invalid" else problem["loc"][1:]
 
 
 def _is_branch(part: str | int) -> bool:

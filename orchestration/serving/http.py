@@ -48,7 +48,7 @@ def make_api(served: Models, config: ServingConfig, pages: Iterable[APIRouter] =
     keys = None if config.keys is None else Keys(config.keys)
     rates = Rates(config.requests_per_minute, config.tokens_per_minute, config.rate_storage)
     service = Service(served, config, rates)
-    access_log.start()
+    access_log.start(config.access_log)
     api = fastapi.FastAPI(
         title="md4",
         version=version("md4"),

@@ -28,21 +28,11 @@ _PIXELS = {
 }
 
 
-class SampleRequest(BaseModel):
+class SampleWish(BaseModel):
     """What to write or draw. A setting that is left out is the model's own (`GET /v1/model`)."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "examples": [
-                {"prompt": "the _{8} of the", "count": 2, "seed": 1, "sampling": {"steps": 32}},
-                {"count": 1, "stream": True},
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: Name = None
     count: Annotated[int, Field(ge=1, description="samples wanted")] = 1
     prompt: Annotated[
         str | None,
@@ -81,6 +71,21 @@ class SampleRequest(BaseModel):
     ] = None
     sampling: Settings = None
     png: Annotated[bool, Field(description="give each image as a PNG, too")] = False
+
+
+class SampleRequest(SampleWish):
+    """What to write or draw. A setting that is left out is the model's own (`GET /v1/model`)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "the _{8} of the", "count": 2, "seed": 1, "sampling": {"steps": 32}},
+                {"count": 1, "stream": True},
+            ]
+        },
+    )
+
+    model: Name = None
     stream: Annotated[
         bool, Field(description="tell every network call as a server-sent event: begun, step ..., done or error")
     ] = False

@@ -7,9 +7,9 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from orchestration.serving.engine_stats import EngineStats, Observed
 
-_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
-_CALL_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
-_COUNTS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+_SECONDS: list[float] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
+_CALL_SECONDS: list[float] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
+_COUNTS: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 _HISTOGRAMS: dict[Observed, tuple[str, list[float]]] = {
     "queue_seconds": ("of a request, from its arrival until its first row was started", _SECONDS),
     "first_token_seconds": ("of a request, from its arrival until the first network call for it", _SECONDS),

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from md4.errors import UserError
 from orchestration.serving.models import Broken, Busy, Lost, UnknownModel
 
-_KINDS = {kind.__name__: kind for kind in (Busy, UnknownModel, UserError, Broken, Lost)}
+_KINDS = {
+    kind.__name__: kind for kind in (Busy, UnknownModel, UserError, Broken, Lost)
+}  # the special before the general
 ERRORS = (UserError, Broken, Lost)  # and their kinds
 
 
@@ -30,4 +32,4 @@ class Refusal:
         """The error that it was."""
         if self.kind == Busy.__name__:
             return Busy(self.message, self.retry_after_s)
-        return _KINDS[self.kind](self.message)
+        return _KINDS[self.kind](self.message)  # type: ignore[call-arg]

@@ -1,17 +1,15 @@
 """What all routes share: the models, the limits, and how a request is looked after until it is answered."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import fastapi
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from md4.errors import UserError
-from md4.samplers import SamplingConfig, wording
 from orchestration.sampling import Answer
 from orchestration.serving.access_log import LOGGER, note, request_id
 from orchestration.serving.config import ServingConfig
@@ -47,19 +45,6 @@ class Service:
         """Count tokens that a request asks for against its client's rate; a 429 if there are none left."""
         state = request.scope["state"]
         state["headers"].update(await self.rates.take(state["who"], "tokens", tokens))
-
-    def check_count(self, count: int, name: str = "count") -> None:
-        """UserError for more samples than a request may have."""
-        if count > self.config.max_count:
-            raise UserError(f"{name}={count}: at most {self.config.max_count} samples a request")
-
-    def settings(self, info: ModelInfo, changes: Mapping[str, Any]) -> SamplingConfig:
-        """A model's settings with those of a request. UserError for what is none, or too many steps."""
-        found = wording.change(info.sampling, changes)
-        steps = len(found.grid) - 1 if isinstance(found.grid, tuple) else found.steps
-        if changes and steps is not None and steps > self.config.max_steps:
-            raise UserError(f"sampling.steps={steps}: at most {self.config.max_steps:,} steps a request")
-        return found
 
     async def attend(self, request: fastapi.Request, work: Awaitable[T]) -> T:
         """The result of `work`, which is cancelled when the client leaves (`Left`) or time is up (TimeoutError)."""

@@ -23,6 +23,7 @@ from orchestration.serving.models import ModelInfo
 from orchestration.serving.openai_messages import NEUTRAL, Choice, Completion, CompletionRequest, Usage
 from orchestration.serving.prefix import Prefix, cut
 from orchestration.serving.routes.answers import OPENAI_WORKS, Answers
+from orchestration.serving.sample_requests import settings_of
 from orchestration.serving.service import Service, facts_of
 
 _STOPS = 4  # strings that a request may name
@@ -191,7 +192,7 @@ def _wishes(body: CompletionRequest, info: ModelInfo, service: Service) -> list[
     seed = random_seed() if body.seed is None else body.seed
     if seed + len(prompts) * count > SEED_LIMIT:
         raise Refused(422, f"seed={seed}: too large for {len(prompts) * count} completions", param="seed")
-    settings = service.settings(info, _changes(body))
+    settings = settings_of(info, _changes(body), service.config)
     return [
         Request(
             prompt=prompt if isinstance(prompt, str) else None,

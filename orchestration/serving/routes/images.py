@@ -13,6 +13,7 @@ from orchestration.serving.access_log import note
 from orchestration.serving.models import ModelInfo
 from orchestration.serving.openai_messages import ImageRequest, ImageResponse, Picture
 from orchestration.serving.routes.answers import OPENAI_WORKS
+from orchestration.serving.sample_requests import check_count, settings_of
 from orchestration.serving.service import Service, facts_of
 
 
@@ -25,7 +26,7 @@ def router(service: Service) -> APIRouter:
         info = await _model(service, body.model)
         count = body.n or 1
         note(request.scope, model=info.name, count=count)
-        service.check_count(count, "n")
+        check_count(count, service.config, "n")
         height, width, _ = pixels.shape_of(info)
         if body.size not in (None, "auto", f"{width}x{height}"):
             raise UserError(f"size={body.size[:40]!r}: this model makes images of {width}x{height}")
@@ -35,7 +36,7 @@ def router(service: Service) -> APIRouter:
             count=count,
             seed=random_seed() if body.seed is None else body.seed,
             label=_label(body.prompt, info),
-            settings=service.settings(info, changes),
+            settings=settings_of(info, changes, service.config),
         )
         answer = await service.attend(request, service.models.sample(info.name, wanted))
         note(request.scope, **facts_of(answer))

@@ -9,15 +9,14 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from md4.errors import UserError
-from orchestration.sampling import Answer, Request, random_seed
-from orchestration.serving import pixels
+from orchestration.sampling import Answer
 from orchestration.serving.access_log import note
 from orchestration.serving.errors import refusal
 from orchestration.serving.events import Done, Event, Failed
-from orchestration.serving.messages import EVENTS, Drawn, Finished, SampleRequest, SampleResponse, Timings
+from orchestration.serving.messages import EVENTS, Finished, SampleRequest, SampleResponse, Timings
 from orchestration.serving.models import ModelInfo
 from orchestration.serving.routes.answers import WORKS, Answers
+from orchestration.serving.sample_requests import drawn, request_of
 from orchestration.serving.service import Service, facts_of
 
 _EVENTS = {
@@ -41,7 +40,7 @@ def router(service: Service) -> APIRouter:
         arrived = perf_counter()
         info = await service.model(body.model)
         note(request.scope, model=info.name, count=body.count)
-        wanted = _wanted(body, info, service)
+        wanted = request_of(body, info, service.config)
         if service.config.log_prompts:
             note(request.scope, prompt=body.prompt)
         await service.charge(request, body.count * (wanted.length or info.length))
@@ -71,45 +70,9 @@ def _sent(event: BaseModel) -> bytes:
     return format_sse_event(data_str=event.model_dump_json(), event=getattr(event, "type", None))
 
 
-def _wanted(body: SampleRequest, info: ModelInfo, service: Service) -> Request:
-    """The request in the terms of `orchestration.sampling`. UserError for what goes beyond limits or together."""
-    service.check_count(body.count)
-    longest = max(service.config.max_length, info.length)
-    if body.length is not None and body.length > longest:
-        raise UserError(f"length={body.length}: at most {longest:,} tokens a text")
-    given = [name for name in ("prompt", "pixels", "image") if getattr(body, name) is not None]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)}: only one of them can be given")
-    if (body.image is None) != (body.mask is None):
-        raise UserError("image and mask go together: an image is filled where its mask is white")
-    if body.png:
-        pixels.shape_of(info)
-    tokens = None
-    if body.pixels is not None:
-        tokens = pixels.from_lists(body.pixels, info)
-    elif body.image is not None and body.mask is not None:
-        tokens = pixels.from_pngs(body.image, body.mask, info)
-    changes = {} if body.sampling is None else body.sampling.model_dump(exclude_unset=True)
-    return Request(
-        prompt=body.prompt,
-        count=body.count,
-        length=body.length,
-        seed=random_seed() if body.seed is None else body.seed,
-        label=body.label,
-        settings=service.settings(info, changes),
-        order=body.order,
-        stop=body.stop,
-        tokens=tokens,
-        longest=longest,
-    )
-
-
 def _response(answer: Answer, info: ModelInfo, png: bool, seconds: float) -> SampleResponse:
     return SampleResponse(
-        samples=[
-            Drawn(**sample.model_dump(), png=pixels.png_of(sample.text, info) if png else None)
-            for sample in answer.samples
-        ],
+        samples=drawn(answer, info, png),
         model=answer.model,
         settings=answer.settings,
         timings=Timings(

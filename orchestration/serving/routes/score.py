@@ -7,6 +7,7 @@ from md4.errors import UserError
 from orchestration.serving.access_log import note
 from orchestration.serving.messages import ScoreRequest, ScoreResponse
 from orchestration.serving.routes.answers import WORKS
+from orchestration.serving.sample_requests import check_count
 from orchestration.serving.service import Service
 
 
@@ -21,7 +22,7 @@ def router(service: Service) -> APIRouter:
         """
         info = await service.model(body.model)
         note(request.scope, model=info.name, count=len(body.texts))
-        service.check_count(len(body.texts), "texts")
+        check_count(len(body.texts), service.config, "texts")
         if body.draws > service.config.max_draws:
             raise UserError(f"draws={body.draws}: at most {service.config.max_draws} for each text")
         longest = max(service.config.max_length, info.length)
