@@ -175,7 +175,8 @@ class Judge:
         if reply.left:
             return "left"
         assert reply.failure is None, reply.failure
-        assert reply.headers["x-request-id"] == reply.number
+        numbers = set(reply.headers.get_list("x-request-id"))  # Serve's proxy adds its own
+        assert numbers == {reply.number}, f"the answer to {numbers}"
         if reply.status != 200:
             assert reply.status in (429, 503, 504), (reply.status, reply.body)
             assert reply.status == 504 or int(reply.headers["retry-after"]) >= 1, reply.headers
