@@ -319,8 +319,7 @@ class Worker:
             self._observe("queue_seconds", ticket.begun_at - ticket.arrived)
             if ticket.begun is not None:
                 self._resolve(ticket, ticket.begun, weights.loaded)
-        if changes.failed or changes.begun:
-            self._post.send()  # a call may take long
+        self._post.send()  # who watches learns before the call that it has begun
         if lane.owner:
             self._call(weights.loaded, view, lane)
         lane.used_s += perf_counter() - began

@@ -109,7 +109,7 @@ def test_many_requests_that_join_and_leave_at_any_time():
             stats = engine.stats()
             assert (stats.requests, stats.broken, stats.refused, stats.lost) == (64, 0, 0, 0)
             assert stats.rows_running == stats.rows_waiting == stats.lengths_running == 0
-            assert max(stats.rows_per_call) <= 6 * 32 // 9  # of the shortest rows, of nine tokens
+            assert max(stats.rows_per_call) <= 6 * 32 // 9  # as many tokens as six rows of the model's length have
             assert 0 < stats.cancelled <= 64 - len(kept)
 
     asyncio.run(main())
@@ -307,7 +307,7 @@ def test_the_queue_is_bounded():
 
 
 class Sick(nn.Module):
-    """A network that answers NaN, or raises, for rows that begin with "qq"; `most` rows are the most that it takes."""
+    """A network that answers NaN, or raises, for rows that begin with "qq"; or raises for more than `most` rows."""
 
     def __init__(self, network: nn.Module, error: Callable[[], Exception] | None = None, most: int | None = None):
         super().__init__()
@@ -318,7 +318,8 @@ class Sick(nn.Module):
         sick = (z[:, :2] == q).all(dim=1)
         if self.error is not None and (bool(sick.any()) if self.most is None else len(z) > self.most):
             raise self.error()
-        return torch.where(sick[:, None, None] & (self.most is None), torch.nan, self.network(z, t, labels))
+        found = self.network(z, t, labels)
+        return torch.where(sick[:, None, None], torch.nan, found) if self.error is None else found
 
 
 def sick(error: Callable[[], Exception] | None = None, most: int | None = None) -> Loaded:
