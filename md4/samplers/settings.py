@@ -83,7 +83,9 @@ Guidance = Annotated[
     ),
 ]
 Block = Annotated[int, Field(ge=1, le=_MOST, description="reveal from left to right in blocks of that many tokens")]
-Reveals = Annotated[int, Field(ge=1, le=_MOST, description="tokens that a network call reveals, as far as so many are masked")]
+Reveals = Annotated[
+    int, Field(ge=1, le=_MOST, description="tokens that a network call reveals, as far as so many are masked")
+]
 
 
 class SamplingConfig(BaseModel):

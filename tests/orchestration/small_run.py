@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from md4.model import build
-from md4.objectives import MD4
+from md4.objectives import MaskedDiffusion
 from orchestration.checkpoints import FORMAT, MANIFEST, file_name
 from orchestration.config import load
 from orchestration.content_sums import content_sum
@@ -17,7 +17,7 @@ from orchestration.tensor_files import write
 LENGTH = 32
 
 
-def disturbed(model: MD4, seed: int, scale: float = 0.2) -> MD4:
+def disturbed(model: MaskedDiffusion, seed: int, scale: float = 0.2) -> MaskedDiffusion:
     """Add noise to all weights; fresh networks predict nothing (their heads are zero)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def write_run(folder: Path, *overrides: str, seed: int = 0, step: int = 7) -> Pa
     return run.path
 
 
-def write_checkpoint(run: Run, model: MD4, step: int) -> None:
+def write_checkpoint(run: Run, model: MaskedDiffusion, step: int) -> None:
     """The model's weights as a checkpoint of one writer."""
     folder = run.checkpoints / f"step-{step:08d}-abcdef"
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}

@@ -18,3 +18,8 @@ def processes() -> dict[psutil.Process, str]:
         if title:
             found[process] = title[1]
     return found
+
+
+def replicas() -> list[psutil.Process]:
+    """Those that hold models."""
+    return [process for process, title in processes().items() if title.endswith(":Engine")]

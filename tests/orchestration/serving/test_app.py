@@ -7,9 +7,9 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 from pydantic import TypeAdapter
@@ -21,11 +21,11 @@ from md4.samplers import SamplingConfig
 from orchestration.runs import Run, load_model
 from orchestration.sampling import Request, sample
 from orchestration.serving import Client, app
-from orchestration.serving.client import APPLICATION, ENGINE
 from orchestration.serving.config import EngineConfig, ServingConfig
 from orchestration.serving.events import Event, played
 from orchestration.serving.models import UnknownModel
 from tests.orchestration.driver import wait_for
+from tests.orchestration.serving.processes import replicas
 from tests.orchestration.small_run import LENGTH, disturbed, write_checkpoint, write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -59,8 +59,8 @@ def client(server) -> Iterator[httpx.Client]:
         yield client
 
 
-def events_of(response: httpx.Response) -> Iterator[Event]:
-    """Server-sent events as they come."""
+def events_of(response: httpx.Response) -> Iterator[Any]:
+    """Server-sent events as they come; the last, with the answer, as it was sent."""
     for line in response.iter_lines():
         if line.startswith("data: "):
             found = json.loads(line.removeprefix("data: "))
@@ -68,18 +68,6 @@ def events_of(response: httpx.Response) -> Iterator[Event]:
                 yield found
             else:
                 yield TypeAdapter(Event).validate_python(found)
-
-
-def replicas() -> list[psutil.Process]:
-    """The processes that hold models."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if f"ServeReplica:{APPLICATION}:{ENGINE}" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_tells_which_models_it_serves(client, run, other):
@@ -117,7 +105,7 @@ def test_a_stream_leads_to_the_answer(client):
     with client.stream("POST", "/v1/samples", json={**body, "stream": True}) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         begun, *steps, done = events_of(response)
-    assert ["".join(canvas) for canvas in played(begun, steps)] == [one["text"] for one in whole]
+    assert ["".join(map(str, canvas)) for canvas in played(begun, steps)] == [one["text"] for one in whole]
     assert done["answer"]["samples"] == whole
 
 

@@ -22,7 +22,7 @@ from orchestration.runs import Run, load_model
 from orchestration.serving.app import Server, serve_run
 from orchestration.serving.config import EngineConfig, ServingConfig
 from tests.orchestration.serving.conftest import wait_until
-from tests.orchestration.serving.processes import processes
+from tests.orchestration.serving.processes import processes, replicas
 from tests.orchestration.serving.storm import Judge, Progress, Reply, ask, mixed, storm
 from tests.orchestration.small_run import disturbed, write_checkpoint, write_run
 
@@ -55,10 +55,6 @@ def serving(folder: Path, **changes) -> Iterator[tuple[Server, Path]]:
         yield server, run
     finally:
         server.stop()
-
-
-def replicas() -> list[psutil.Process]:
-    return [process for process, title in processes().items() if title.endswith("Engine")]
 
 
 @pytest.mark.timeout(1200)

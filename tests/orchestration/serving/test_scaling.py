@@ -11,7 +11,7 @@ from orchestration.sampling import sample
 from orchestration.serving import app
 from orchestration.serving.config import EngineConfig, ServingConfig
 from tests.orchestration.driver import wait_for
-from tests.orchestration.serving.test_app import replicas
+from tests.orchestration.serving.processes import replicas
 from tests.orchestration.small_run import write_run
 
 CONFIG = ServingConfig(
