@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "4",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # between the processes of the service: a request costs less
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine needs longer than 5 s to start a process
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",  # a group that lost a worker is not put in order (default 30)
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is printed twice
