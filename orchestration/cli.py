@@ -432,6 +432,23 @@ def serve(
         server.stop(cluster_ends=own)
 
 
+@app.command("key")
+def make_key(
+    name: Annotated[str, typer.Argument(help="whose key it is")],
+    file: Annotated[Path, typer.Option(help="file of keys, to which the line of the new one is added")] = Path("keys"),
+) -> None:
+    """Make an API key for the service; it is shown once, the file keeps its hash."""
+    from orchestration.serving.keys import Keys, new
+
+    key, line = new(name)
+    if file.exists():
+        Keys(file).make_sure_is_new(name)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(f"{line}\n")
+    file.chmod(0o600)
+    say(f"{key}\nnoted: {file}; next: md4 serve RUN keys={file}")
+
+
 @app.command()
 def export(
     run: RunFolder,

@@ -60,10 +60,12 @@ class AccessLog:
     """Gives every request an id (the client's own, if it is sane), every answer that id, and logs both.
 
     An error that nobody expected ends here: as a 500, and in the log with its stack trace.
+
+    tells: whether answers get the id here; Ray Serve's proxy gives it to requests and answers itself.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, tells: bool = True) -> None:
+        self.app, self.tells = app, tells
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,7 +81,8 @@ class AccessLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[HEADER] = name
+                if self.tells:
+                    headers[HEADER] = name
                 headers.update(scope["state"]["headers"])
             await send(message)
 

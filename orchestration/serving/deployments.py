@@ -199,4 +199,4 @@ class Gateway:
         await self._client.describe()  # ready once the models are
 
     def __serve_build_asgi_app__(self) -> fastapi.FastAPI:
-        return make_api(self._client, self._config, [page])
+        return make_api(self._client, self._config, [page], proxied=True)

@@ -40,8 +40,10 @@ OpenAI's protocol: its clients work with `base_url` set to this service and `/v1
 """
 
 
-def make_api(served: Models, config: ServingConfig, pages: Iterable[APIRouter] = ()) -> fastapi.FastAPI:
-    """The application. pages: further routes, open to all and not described.
+def make_api(
+    served: Models, config: ServingConfig, pages: Iterable[APIRouter] = (), *, proxied: bool = False
+) -> fastapi.FastAPI:
+    """The application. pages: further routes, open to all and not described; proxied: by Ray Serve's proxy.
 
     Raises `UserError` for keys or a storage of rates that can't be used.
     """
@@ -54,7 +56,7 @@ def make_api(served: Models, config: ServingConfig, pages: Iterable[APIRouter] =
         version=version("md4"),
         description=_DESCRIPTION,
         middleware=[
-            Middleware(access_log.AccessLog),
+            Middleware(access_log.AccessLog, tells=not proxied),
             Middleware(LimitBody, limit=config.max_body_bytes),
             Middleware(Gate, keys=keys, rates=rates),
         ],

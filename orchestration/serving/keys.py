@@ -3,7 +3,7 @@
 The file of keys has a line for each, `name: sha256 of the key in hex`; `#` begins a comment. The keys themselves are in
 no file. It is read again when it changes, so that keys can be given out and taken back under way.
 
-    print("\\n".join(new("alice")))    # the key, for Alice; the line, for the file
+    md4 key alice --file keys    # shows the key, and adds the line
 """
 
 import hashlib
@@ -47,6 +47,11 @@ class Keys:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
+
+    def make_sure_is_new(self, name: str) -> None:
+        """UserError if there is a key of that name."""
+        if name in self._digests:
+            raise UserError(f"{str(self.file)!r} has a key of {name!r} already: remove that line first")
 
     def _refresh(self) -> None:
         try:

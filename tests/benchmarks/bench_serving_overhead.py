@@ -5,7 +5,8 @@
 One client asks for one text after the other, of a network that costs nothing (`serving.free`): of the sampler in this
 process, and of what is built around it, layer by layer - the engine in this process; the engine behind HTTP in a
 process of its own, without Ray; a replica of the engine through Ray Serve's handle (`orchestration.serving.Client`);
-and the whole service, through proxy, gateway and replica. Interleaved text by text. Every text has 64 tokens: in one
+and the whole service, through proxy, gateway and replica. Beside it stands what Ray Serve takes for proxy, gateway and
+replica that do nothing (`serving.bare`). Interleaved text by text. Every text has 64 tokens: in one
 step, which is the request's own overhead, and in 64, which adds that of steps. Goal: less than 10 ms added, p50.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray import serve
 from rich.console import Console
 from rich.table import Table
 
@@ -38,13 +40,13 @@ from orchestration.serving.app import free_port, serve_run
 from orchestration.serving.config import ServingConfig
 from orchestration.serving.engine import Engine
 from tests.benchmarks.harness import RESULTS, machine
-from tests.benchmarks.serving import free
+from tests.benchmarks.serving import bare, free
 from tests.orchestration.serving.processes import processes
 from tests.orchestration.small_run import write_run
 
 LENGTH, STEPS, GOAL_MS = 64, (1, 64), 10.0
 WARM_UP = 20  # rounds that don't count
-DIRECT, SERVICE = "sampler", "service over HTTP"
+DIRECT, SERVICE, BARE = "sampler", "service over HTTP", "Ray Serve alone, over HTTP"
 
 Ask = Callable[[Request], Awaitable[Any]]
 
@@ -56,12 +58,20 @@ class Connection:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self.timings: list[dict[str, float]] = []  # as the service tells them
 
-    async def ask(self, request: Request) -> str:
+    def _post(self, path: str, request: Request) -> dict[str, Any]:
         body = {"length": request.length, "seed": request.seed, "sampling": {"steps": request.settings.steps}}
-        self._connection.request("POST", "/v1/samples", json.dumps(body), {"content-type": "application/json"})
+        self._connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
         response = self._connection.getresponse()
         found = json.loads(response.read())
         assert response.status == 200, found
+        return found
+
+    async def ask_nothing(self, request: Request) -> None:
+        """Of an application that samples nothing."""
+        assert self._post(f"{bare.PREFIX}/v1/samples", request)["seed"] == request.seed
+
+    async def ask(self, request: Request) -> str:
+        found = self._post("/v1/samples", request)
         self.timings.append(found["timings"])
         return found["samples"][0]["text"]
 
@@ -99,7 +109,8 @@ async def measure(ways: dict[str, Ask], loaded: Loaded, steps: int, rounds: int)
             found = await ways[name](request)
             if number >= 0:
                 seconds[name].append(time.perf_counter() - began)
-            texts.add(found if isinstance(found, str) else found.samples[0].text)
+            if found is not None:
+                texts.add(found if isinstance(found, str) else found.samples[0].text)
         assert len(texts) == 1, texts
     return seconds
 
@@ -124,6 +135,8 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     found = {}
     for name, values in seconds.items():
         own, added = 1e3 * np.array(values), 1e3 * (np.array(values) - np.array(seconds[DIRECT]))
+        if name == BARE:
+            added = own  # it samples nothing: all of it is added
         found[name] = {
             f"{what}p{round(100 * q)}_ms": round(float(np.quantile(figures, q)), 2)
             for what, figures in (("", own), ("added_", added))
@@ -148,6 +161,7 @@ async def run_all(run: Path, url: str, rounds: int) -> dict[str, Any]:
                 "engine over HTTP, no Ray": alone.ask,
                 "replica by handle": lambda request: client.sample(None, request),
                 SERVICE: service.ask,
+                BARE: service.ask_nothing,
             }
             for steps in STEPS:
                 service.timings.clear()
@@ -175,6 +189,7 @@ def main() -> None:
         run = write_run(Path(folder), f"data.length={LENGTH}")
         server = serve_run(run, ServingConfig(port=0), load=free.load)
         try:
+            serve.run(bare.application(), name=bare.NAME, route_prefix=bare.PREFIX)
             found = asyncio.run(run_all(run, server.url, options.rounds))
         finally:
             server.stop(cluster_ends=own)
@@ -189,7 +204,8 @@ def main() -> None:
         for name in ("told by the service, p50", "processor time of a request, ms"):
             console.print(f"{name}: {part[name]}", highlight=False)
     added = {title: part["ways"][SERVICE]["added_p50_ms"] for title, part in found.items()}
-    console.print(f"added by the service, p50 ms: {added}; goal < {GOAL_MS:g}")
+    alone = {title: part["ways"][BARE]["p50_ms"] for title, part in found.items()}
+    console.print(f"added by the service, p50 ms: {added}; goal < {GOAL_MS:g}; Ray Serve alone takes {alone}")
     tree = {
         "benchmark": "serving_overhead",
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),

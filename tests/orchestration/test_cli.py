@@ -8,6 +8,7 @@ import pytest
 
 from orchestration.cli import main
 from orchestration.config import load
+from orchestration.serving.keys import Keys
 
 
 def md4(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,3 +88,18 @@ def test_a_stranger_among_the_packages_is_named(tmp_path):
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr
     assert "'pipelines'" in done.stderr
+
+
+def test_a_key_is_shown_once_and_its_hash_kept(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "keys"
+    for name in ("alice", "bob"):
+        monkeypatch.setattr(sys, "argv", ["md4", "key", name, "--file", str(file)])
+        main()
+        key = capsys.readouterr().out.split()[0]
+        assert Keys(file).name_of(key) == name
+        assert key not in file.read_text()
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "has a key of 'bob' already" in capsys.readouterr().err
+    assert len(file.read_text().splitlines()) == 2

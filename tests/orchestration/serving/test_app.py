@@ -81,7 +81,9 @@ def test_tells_which_models_it_serves(client, run, other):
     model = client.get("/v1/model").json()
     assert (model["hash"], model["step"], model["length"]) == (loaded.weights_hash, 7, LENGTH)
     assert model["sampling"]["steps"] == 24
-    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["small", "other"]
+    models = client.get("/v1/models", headers={"x-request-id": "mine"})
+    assert [one["id"] for one in models.json()["data"]] == ["small", "other"]
+    assert models.headers.get_list("x-request-id") == ["mine"]  # once, though the proxy and we know it
 
 
 def test_answers_what_the_command_line_answers(client, run, other):
