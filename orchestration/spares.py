@@ -55,14 +55,15 @@ def ask() -> None:
     here = ray.get_runtime_context()
     try:
         node = next(one for one in ray.nodes() if one["NodeID"] == here.get_node_id())
-        request = node_manager_pb2.PrestartWorkersRequest(
-            language=common_pb2.PYTHON,
+        request = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
+            language=common_pb2.PYTHON,  # type: ignore[attr-defined]
             job_id=bytes.fromhex(here.get_job_id()),
             num_workers=1,
             keep_alive_duration_secs=_KEPT_SECONDS,
         )
         request.runtime_env_info.serialized_runtime_env = here.get_runtime_env_string()
-        with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        with init_grpc_channel(address) as channel:  # type: ignore[attr-defined]
             node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=10)
     except (grpc.RpcError, StopIteration) as error:
         logging.getLogger(__name__).warning("no spare process was started: %r", error)
