@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	@touch $(STAMP)
-	@echo "setup: done ($$($(BIN)/python -c 'import torch, ray, deepspeed; print("torch", torch.__version__, "ray", ray.__version__, "deepspeed", deepspeed.__version__)' 2>/dev/null))"
+	@echo "setup: done ($$(DS_ACCELERATOR=cpu $(BIN)/python -c 'import torch, ray, deepspeed; print("torch", torch.__version__, "ray", ray.__version__, "deepspeed", deepspeed.__version__)' 2>/dev/null))"
 
 # A browser for the tests of the page. Best effort: without one they are skipped, and say so.
 chromium:
