@@ -146,8 +146,8 @@ def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tiny):
 
 
 def test_a_run_that_moves_between_workers_and_stages_keeps_its_curve_and_ledger(undisturbed, tiny):
-    """Killed four times and each time resumed on another number of workers and in another stage of ZeRO."""
-    layouts = [(1, 0), (3, 1), (2, 2), (1, 3), (2, 0)]
+    """Killed three times and each time resumed on another number of workers and in another stage of ZeRO."""
+    layouts = [(1, 0), (3, 1), (2, 2), (1, 3)]
     for number, (workers, stage) in enumerate(layouts):
         config = tiny(*LONG, f"train.workers={workers}", f"train.zero_stage={stage}", "train.micro_batch=4")
         if number < len(layouts) - 1:
