@@ -28,7 +28,6 @@ from orchestration.serving.client import APPLICATION, ENGINE, GATEWAY
 from orchestration.serving.config import ServingConfig
 from orchestration.serving.deployments import EngineReplica, Gateway, Load
 
-_RETRY_AFTER_S = 1
 _CONNECTIONS = 10_000  # of a gateway; each is little more than a task that waits
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}  # gateways write a log of requests of their own
 

@@ -40,7 +40,7 @@ class Client(Models):
     """
 
     def __init__(
-        self, application: str = APPLICATION, *, handle: DeploymentHandle | None = None, look_s: float | None = 1.0
+        self, application: str = APPLICATION, *, handle: DeploymentHandle | None = None, look_s: float | None = None
     ) -> None:
         self._handle = handle or serve.get_deployment_handle(ENGINE, application)
         self._look_s = look_s
@@ -107,7 +107,7 @@ class Client(Models):
             self._infos[info.name] = info.model_copy(update=facts.model_dump())
 
     def _method(self, name: str, method: str, stream: bool = False) -> DeploymentHandle:
-        # Where every replica has every model, none needs to be looked for.
+        # A single model is in every replica: none needs to be looked for.
         model = name if len(self._infos) > 1 else ""
         return self._handle.options(method_name=method, stream=stream, multiplexed_model_id=model)
 

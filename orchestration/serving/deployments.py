@@ -40,14 +40,19 @@ Load = Callable[[str], "Loaded"]  # a model by its run's folder
 
 
 class Held:
-    """A model in a replica: its engine, its metrics, and the look-out for newer weights."""
+    """A model in a replica: its engine, its metrics, and the look-out for newer weights.
 
-    def __init__(self, name: str, run: str, load: Load, loaded: "Loaded", config: ServingConfig) -> None:
+    newest: the checkpoint that was the newest before `loaded` was loaded.
+    """
+
+    def __init__(
+        self, name: str, run: str, load: Load, loaded: "Loaded", newest: str | None, config: ServingConfig
+    ) -> None:
         self._run, self._load, self._device = run, load, config.num_gpus > 0
         self._metrics = EngineMetrics(name)
         self.name = name
         self.engine = Engine(self._placed(loaded), config.engine, observe=self._metrics.observe)
-        self._newest: str | None = None
+        self._newest = newest
         self._tasks = [asyncio.ensure_future(self._measure())]
         if config.refresh_s:
             self._tasks.append(asyncio.ensure_future(self._look(config.refresh_s)))
@@ -60,14 +65,14 @@ class Held:
 
     async def refresh(self) -> None:
         """Take the newest weights of the run, if they are others. If that fails, those that are there stay."""
-        newest = await asyncio.to_thread(self._find_newest)
+        newest = await asyncio.to_thread(_find_newest, self._run)
         if newest == self._newest:
             return
-        self._newest = newest
         loaded = await asyncio.to_thread(lambda: self._placed(self._load(self._run)))
         if loaded.weights_hash != self.engine.loaded.weights_hash:
             await self.engine.refresh(loaded)
             _log.info("model %s has weights %.12s of step %d now", self.name, loaded.weights_hash, loaded.step)
+        self._newest = newest  # not before: what has failed is tried again
 
     async def close(self) -> None:
         """End the engine once it has answered what it has accepted."""
@@ -89,11 +94,6 @@ class Held:
     def _placed(self, loaded: "Loaded") -> "Loaded":
         return replace(loaded, model=loaded.model.to("cuda")) if self._device else loaded
 
-    def _find_newest(self) -> str | None:
-        """The checkpoint that would be loaded; cheap, and not yet known to be sound."""
-        found = checkpoints.committed_in(Run(self._run).checkpoints)
-        return found[0].url if found else None
-
     async def _look(self, every: float) -> None:
         while True:
             await asyncio.sleep(every)
@@ -106,6 +106,12 @@ class Held:
         while True:
             self._metrics.update(self.engine.stats())
             await asyncio.sleep(_METRICS_S)
+
+
+def _find_newest(run: str) -> str | None:
+    """The checkpoint that would be loaded; cheap, and not yet known to be sound."""
+    found = checkpoints.committed_in(Run(run).checkpoints)
+    return found[0].url if found else None
 
 
 class EngineReplica:
@@ -123,8 +129,10 @@ class EngineReplica:
         self._held: WeakValueDictionary[str, Held] = WeakValueDictionary()  # Serve decides which stay
 
         async def hold(name: str) -> Held:
-            loaded = await asyncio.to_thread(load, self._runs[name])
-            held = self._held[name] = Held(name, self._runs[name], load, loaded, config)
+            run = self._runs[name]
+            newest = await asyncio.to_thread(_find_newest, run)
+            loaded = await asyncio.to_thread(load, run)
+            held = self._held[name] = Held(name, run, load, loaded, newest, config)
             return held
 
         most = len(self._runs) if config.models_per_replica is None else config.models_per_replica
@@ -194,8 +202,9 @@ class Gateway:
 
     async def __init__(self, engines: DeploymentHandle, config: ServingConfig) -> None:
         self._config = config
-        # Replicas that shrink to none must not be woken by who only looks.
-        self._client = Client(handle=engines, look_s=max(1.0, config.refresh_s) if config.fewest else None)
+        # Who only looks must not wake replicas that shrink to none, nor have models loaded in the place of others.
+        harmless = config.fewest > 0 and config.models_per_replica is None
+        self._client = Client(handle=engines, look_s=max(1.0, config.refresh_s) if harmless else None)
         await self._client.describe()  # ready once the models are
 
     def __serve_build_asgi_app__(self) -> fastapi.FastAPI:

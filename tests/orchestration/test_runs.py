@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 import md4
 from md4.errors import UserError
@@ -98,3 +99,15 @@ def test_the_sets_of_a_mixture_may_move_and_be_renamed_but_not_change(tmp_path):
     ):
         with pytest.raises(UserError, match=r"can't be resumed with another configuration:\ndata\.mixture"):
             Run.resume(other, print)
+
+
+def test_settings_that_there_are_no_more_are_passed_over_in_runs_that_have_them(tmp_path):
+    path = write_run(tmp_path)
+    file = path / "config.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["serving"] |= {"max_batch_size": 16, "batch_wait_ms": 10.0, "max_rows": 64}
+    file.write_text(yaml.safe_dump(tree))
+    assert Run(path).config.serving.replicas == 1
+    file.write_text(yaml.safe_dump(tree | {"serving": {"max_bach_size": 16}}))
+    with pytest.raises(UserError, match=r"serving\.max_bach_size"):
+        Run(path)
