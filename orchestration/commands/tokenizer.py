@@ -4,18 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-app = typer.Typer(
-    help="Learn a vocabulary of byte pairs from documents; look at what one makes of a text.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-_console = Console(highlight=False, soft_wrap=True)
+from orchestration.commands.arguments import group, say
 
-
-def say(text: str) -> None:
-    _console.print(text, markup=False)
+app = group("Learn a vocabulary of byte pairs from documents; look at what one makes of a text.")
 
 
 @app.command()

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from md4.errors import UserError
+from orchestration.commands.arguments import group, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,20 +17,11 @@ if TYPE_CHECKING:
     from pipelines.shards import ShardSet
     from pipelines.storage import Folder
 
-app = typer.Typer(
-    help="Look at prepared sets, check them, join them; audit what runs consumed of them.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-_console = Console(highlight=False, soft_wrap=True)
+app = group("Look at prepared sets, check them, join them; audit what runs consumed of them.")
 
 Where = Annotated[str, typer.Argument(help="a prepared set (a path or s3://...), or the folder of a run that has one")]
 SplitName = Annotated[str, typer.Option("--split", help="train, validation or test")]
 Out = Annotated[Path | None, typer.Option("--out", help="where the picture of images is written")]
-
-
-def say(text: str) -> None:
-    _console.print(text, markup=False)
 
 
 def find(where: str) -> "Folder":

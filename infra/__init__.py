@@ -1,0 +1,1 @@
+"""What a cluster needs: images, Kubernetes manifests. Tested as files."""

@@ -1,0 +1,145 @@
+"""`md4 evaluate | quality | grid`: what a trained model is worth."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from md4.errors import UserError
+from orchestration.commands.arguments import RunFolder, Seed, group, say
+
+app = group()
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="folder of a run, or of an exported model")],
+    split: Annotated[str | None, typer.Option(help="validation (default), test or train")] = None,
+    rows: Annotated[int | None, typer.Option(help="rows, evenly spaced over the split; all if not given")] = None,
+    draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
+    estimator: Annotated[str | None, typer.Option(help="mask_count, continuous or discrete")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="steps of the estimator discrete")] = None,
+    sets: Annotated[
+        str | None,
+        typer.Option("--set", help="of a run's data.mixture: the name of a set, or all; the first if not given"),
+    ] = None,
+    zero_shot: Annotated[
+        str | None,
+        typer.Option(
+            help="other data sets instead of a split: lambada, wikitext2, wikitext103, ptb, lm1b; with commas"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="another prepared set, a path or s3://...; with --zero-shot, the folder that its files lie below"
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="of zero-shot sets: md4 (default) or mdlm; never mix them")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="new tokens of a sliding window (mdlm); half of it by default")
+    ] = None,
+    separate: Annotated[bool, typer.Option("--separate", help="each zero-shot document in windows of its own")] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="GPT-2's vocabulary: a folder or a name on the hub; else MD4_GPT2 says where")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="actors that share the work; 0 = in this process")] = 0,
+    batch_size: Annotated[int, typer.Option(help="rows through the network at once; doesn't change the result")] = 64,
+    seed: Seed = 0,
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+) -> None:
+    """The negative ELBO in bits per token, character or dimension, with its standard error, as a report in reports/."""
+    if zero_shot is None:
+        given = {"protocol": protocol, "stride": stride, "separate": separate or None, "tokenizer": tokenizer}
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"--{name} is about zero-shot data sets: it needs --zero-shot NAMES")
+    from orchestration.evaluation import Evaluation, ZeroShot
+    from orchestration.evaluation import run as measure
+
+    foreign = None
+    if zero_shot is not None:
+        names = tuple(name.strip() for name in zero_shot.split(",") if name.strip())
+        foreign = ZeroShot(names, protocol or "md4", stride, separate, tokenizer)
+    wanted = Evaluation(
+        data, split, rows, draws, estimator, timesteps, seed or 0, batch_size, workers, ema, foreign, sets
+    )
+    for report in measure(run, wanted, say):
+        say(report.headline())
+
+
+@app.command()
+def quality(
+    run: RunFolder,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="sampling settings as key=value, e.g. top_p=0.9 grid=uniform")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="causal language model that gives the perplexity: a folder, or a name on the hub")
+    ] = None,
+    count: Annotated[int, typer.Option(help="samples of each setting")] = 64,
+    temperatures: Annotated[str | None, typer.Option(help="with commas: 0.8,1.0,1.2")] = None,
+    steps: Annotated[str | None, typer.Option(help="with commas: 32,128")] = None,
+    mauve: Annotated[bool, typer.Option("--mauve", help="MAUVE in the judge's features")] = False,
+    features: Annotated[
+        Path | None, typer.Option(help="images: network for FID and KID, a file of TorchScript")
+    ] = None,
+    kid_subset: Annotated[int | None, typer.Option(help="images in a subset of KID; half of them by default")] = None,
+    references: Annotated[int | None, typer.Option(help="real rows to compare with; as many as samples")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of a sample")] = None,
+    data: Annotated[Path | None, typer.Option(help="another prepared set than the run's own")] = None,
+    split: Annotated[str, typer.Option(help="of the real rows: validation, test or train")] = "validation",
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(help="samples made at once; doesn't change them")] = 64,
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print the reports as JSON, and nothing else")] = False,
+) -> None:
+    """Measure samples: perplexity with entropy, distinct n-grams, MAUVE; of images FID and KID; to reports/."""
+    from orchestration.quality import Wanted, numbers
+    from orchestration.quality import run as measure
+    from orchestration.sampling_settings import read_changes
+
+    wanted = Wanted(
+        settings=read_changes(settings or ()),
+        temperatures=numbers(temperatures, float, "--temperatures"),
+        steps=numbers(steps, int, "--steps"),
+        count=count,
+        references=references,
+        length=length,
+        seed=seed or 0,
+        batch_size=batch_size,
+        judge=judge,
+        mauve=mauve,
+        features=features,
+        kid_subset=kid_subset,
+        data=data,
+        split=split,
+        ema=ema,
+    )
+    found = measure(run, wanted, (lambda text: print(text, file=sys.stderr)) if as_json else say)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+        return
+    for report in (*found.reports, *([found.frontier] if found.frontier else [])):
+        say(report.headline())
+
+
+@app.command("grid")
+def search_grid(
+    run: RunFolder,
+    steps: Annotated[int, typer.Option(help="steps of the grid")] = 32,
+    rows: Annotated[int, typer.Option(help="rows of the validation split to search with, and as many to check")] = 64,
+    draws: Annotated[int, typer.Option(help="masks of each row at each time")] = 1,
+    points: Annotated[int, typer.Option(help="times to choose from")] = 128,
+    seed: Seed = 0,
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+) -> None:
+    """Search the times of a sampler's steps that make its bound smallest; written to the run's reports/."""
+    from orchestration.grids import Search
+    from orchestration.grids import run as search
+
+    report, file = search(run, Search(steps, rows, draws, points, seed or 0, ema), say)
+    say(f"{report.table()}\nwritten: {file}\nnext: md4 sample {run} grid={file}")

@@ -1,0 +1,95 @@
+"""`md4 serve | key | export`: models for others."""
+
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from md4.errors import UserError
+from orchestration.commands.arguments import RunFolder, group, say
+
+app = group()
+
+
+@app.command()
+def serve(
+    run: RunFolder,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="serving settings as key=value, e.g. replicas=2 min_replicas=0")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="a further model, NAME=RUN; may be repeated")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="write the file with which `serve deploy` does it on a cluster, and end")
+    ] = None,
+) -> None:
+    """Answer sampling requests over HTTP until interrupted."""
+    from orchestration.config import override, read_assignments
+    from orchestration.runs import Run
+
+    given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    tree = read_assignments([f"serving.{setting}" for setting in settings or ()])
+    config = override(override(Run(run).config, tree), {"serving": given}).serving
+    models = {}
+    for one in model or ():
+        name, equals, folder = one.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--model {one!r} is not of the form NAME=RUN")
+        models[name] = Run(folder).path
+
+    from orchestration.cluster import cluster  # after the settings: importing Ray Serve takes seconds
+    from orchestration.serving.app import describe_deployment, free_port, named, serve_run
+
+    if write is not None:
+        write.write_text(describe_deployment(named(run, models), config), encoding="utf-8")
+        say(f"written: {write}; next: serve deploy {write}")
+        return
+    free_port(config.host, config.port)  # said at once, not after half a minute
+    # As many logical CPUs as the replicas ask for; Serve's own actors and gateways ask for none.
+    with cluster(num_cpus=max(os.cpu_count() or 1, math.ceil(config.replicas * config.num_cpus))) as own:
+        server = serve_run(run, config, models)
+        say(
+            f"serving {', '.join([str(run), *models])} at {server.url} (a page; POST /v1/samples, described at "
+            f"{server.url}/docs; metrics at {server.metrics_url}); Ctrl-C ends it"
+        )
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        stop.wait()
+        say("stopping")
+        server.stop(cluster_ends=own)
+
+
+@app.command("key")
+def make_key(
+    name: Annotated[str, typer.Argument(help="whose key it is")],
+    file: Annotated[Path, typer.Option(help="file of keys, to which the line of the new one is added")] = Path("keys"),
+) -> None:
+    """Make an API key for the service; it is shown once, the file keeps its hash."""
+    from orchestration.serving.keys import Keys, new
+
+    key, line = new(name)
+    if file.exists():
+        Keys(file).make_sure_is_new(name)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(f"{line}\n")
+    file.chmod(0o600)
+    say(f"{key}\nnoted: {file}; next: md4 serve RUN keys={file}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="new folder for the model")],
+    ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+) -> None:
+    """Write a run's model to a folder of safetensors and JSON that `md4.load` reads."""
+    from orchestration.runs import export as write
+
+    path = write(run, folder, ema=ema, report=say)
+    say(f"written: {path}; in Python: md4.load({str(path)!r}).sample(3)")
