@@ -42,6 +42,17 @@ def said(command: subprocess.Popen[str], seconds: float = SOON) -> tuple[int, st
     return command.returncode, out
 
 
+def read_until(command: subprocess.Popen[str], text: str) -> None:
+    """Read what a command prints, up to the line with this text."""
+    assert command.stdout is not None
+    before = []
+    for line in command.stdout:
+        before.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} was not said: {''.join(before)}")
+
+
 class Follower:
     """Follows a job from a thread."""
 
@@ -124,7 +135,7 @@ def test_a_token_that_is_wrong_or_missing_is_named(sender, tmp_path, monkeypatch
     with pytest.raises(Refused, match=f"does not accept the token of {wrong}"):
         Jobs().known()
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "absent"))
-    with pytest.raises(Refused, match="absent.*RAY_AUTH_TOKEN_PATH names the file"):
+    with pytest.raises(Refused, match=r"absent.*RAY_AUTH_TOKEN_PATH names the file"):
         Jobs().known()
     wrong.write_text("")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))
@@ -172,8 +183,7 @@ def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, co
 
     ours = ["submit", "--label", "owner=anna", "train", "pydocs-tiny", *settings("ours")]
     first = md4(*ours)
-    assert first.stdout is not None
-    wait_for(lambda: "job: md4 train" in first.stdout.readline(), SOON, "the job's log")
+    read_until(first, "job: md4 train")
     first.kill()  # the client is lost
     first.wait()
 
@@ -207,8 +217,7 @@ def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, co
 def test_a_stopped_job_ends_with_its_own_code(sender, corpus, data_directory, tmp_path):
     settings = [*tiny_settings(corpus, data_directory, tmp_path / "runs"), "name=stopped", "train.steps=100000"]
     command = md4("submit", "train", "pydocs-tiny", *settings)
-    assert command.stdout is not None
-    wait_for(lambda: "job: md4 train" in command.stdout.readline(), SOON, "the job's log")
+    read_until(command, "job: md4 train")
     code, out = said(md4("jobs", "stop", "stopped"))
     assert code == 0, out
     assert "stopped-1 was asked to end" in out
@@ -221,10 +230,9 @@ def test_a_stopped_job_ends_with_its_own_code(sender, corpus, data_directory, tm
 def test_ctrl_c_leaves_the_job_running(sender, tmp_path):
     jobs = Jobs()
     send_lines(jobs, "patient-1", tmp_path)
-    command = md4("jobs", "logs", "patient")
-    assert command.stdout is not None
+    command = md4("jobs", "logs", "patient-1")
     (tmp_path / "1").touch()
-    wait_for(lambda: "line 1" in command.stdout.readline(), SOON, "line 1")
+    read_until(command, "line 1")
     command.send_signal(signal.SIGINT)
     code, out = said(command)
     assert code == 130, out
