@@ -251,7 +251,8 @@ class Jobs:
     def away(self, error: BaseException) -> Away:
         """The exception for a request that nobody answered."""
         why = _first_line(error).rpartition(": ")[2].strip("'\")>] ")  # of the many that each have the next inside
-        return Away(f"no dashboard of Ray answers at {self.address} ({why})")
+        more = "" if self.address in why else f" ({why})"
+        return Away(f"no dashboard of Ray answers at {self.address}{more}")
 
     def refused(self) -> Refused:
         """The exception for a token that was not accepted, or not given."""
