@@ -1,9 +1,10 @@
 """The objects themselves: RayCluster, RayJob, RayService, RayCronJob, and what stands beside them."""
 
 import hashlib
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.kuberay import cluster, pods, sizes
 from infra.kuberay.options import Options
@@ -11,8 +12,12 @@ from infra.kuberay.sizes import Size
 from md4.errors import UserError
 from orchestration.config import Config
 from orchestration.jobs import Job
+from orchestration.serving.config import ServingConfig
 
-_NEW_CLUSTERS = 2  # times that a job whose head was lost gets another cluster; it goes on from its last checkpoint
+if TYPE_CHECKING:
+    from orchestration.cron import Entry
+
+_AGAIN = 2  # times that a job whose head was lost is started once more; it goes on from its last checkpoint
 _START = 1800  # s on top of a job's time limit: machines come, images are pulled
 _MOST_BYTES = 1_000_000  # of a ConfigMap's files, a little less than Kubernetes takes
 
@@ -59,32 +64,35 @@ def ray_cluster(frame: Frame, config: Config, worker: Size) -> list[dict[str, An
     return [frame.object("ray.io/v1", "RayCluster", _training(frame, config, worker, None))]
 
 
-def ray_job(frame: Frame, config: Config, worker: Size, job: Job, entrypoint: str) -> list[dict[str, Any]]:
+def ray_job(frame: Frame, config: Config, worker: Size, job: Job) -> list[dict[str, Any]]:
     """A cluster for one job, which ends with it."""
     held = files(frame, _job_files(job))
-    spec = _job_spec(frame, config, worker, job, entrypoint, held["metadata"]["name"])
+    spec = _job_spec(frame, config, worker, job, held["metadata"]["name"])
     return [held, frame.disruption("head"), frame.object("ray.io/v1", "RayJob", spec)]
 
 
-def ray_cron_job(
-    frame: Frame, config: Config, worker: Size, entry: Any, texts: Mapping[str, str], entrypoint: str
-) -> list[dict[str, Any]]:
-    """The same at the times of an entry of `md4 cron`."""
-    held = files(frame, texts)
-    spec = {
-        "schedule": entry.schedule,
-        "timeZone": entry.zone,
-        "suspend": entry.paused,
-        "jobTemplate": _job_spec(frame, config, worker, entry.job, entrypoint, held["metadata"]["name"]),
+def ray_cron_job(frame: Frame, entry: "Entry", cluster_name: str, command: Sequence[str]) -> list[dict[str, Any]]:
+    """KubeRay as the clock of an entry of `md4 cron`, on a cluster that stays.
+
+    At each time a job starts there that does what is due (`command`) and ends: what is run, and whether, is decided by
+    the records of `md4 cron`, which know of runs before. RayCronJob itself would start one beside another.
+    """
+    times = {"schedule": entry.schedule, "timeZone": entry.zone, "suspend": entry.paused}
+    job = {
+        "clusterSelector": {"ray.io/cluster": cluster_name},
+        "entrypoint": shlex.join(command),
+        "backoffLimit": _AGAIN,
+        "activeDeadlineSeconds": _START,
+        "submissionMode": "K8sJobMode",
+        "submitterPodTemplate": _submitter(frame),
     }
-    return [held, frame.disruption("head"), frame.object("ray.io/v1", "RayCronJob", spec)]
+    return [frame.object("ray.io/v1", "RayCronJob", times | {"jobTemplate": job})]
 
 
-def ray_service(frame: Frame, config: Config, worker: Size, run: str) -> list[dict[str, Any]]:
-    """The sampling service with the run's model: one replica a pod."""
+def ray_service(frame: Frame, serving: ServingConfig, worker: Size, models: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The sampling service: one replica a pod. models: runs by name, at places that pods see, as those in `serving`."""
     from orchestration.serving.app import describe_deployment
 
-    serving = config.serving
     if not serving.port:
         raise UserError("serving.port=0 is any free one; a service needs the same on each pod: 8000, for instance")
     serving = serving.model_copy(update={"host": "0.0.0.0"})
@@ -98,7 +106,7 @@ def ray_service(frame: Frame, config: Config, worker: Size, run: str) -> list[di
         steps = {"gatewayClassName": shifted, "stepSizePercent": 10, "intervalSeconds": 30, "maxSurgePercent": 50}
         upgrade = {"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": steps}
     spec = {
-        "serveConfigV2": describe_deployment({config.name: run}, serving),
+        "serveConfigV2": describe_deployment(models, serving),
         "serviceUnhealthySecondThreshold": 900,
         "deploymentUnhealthySecondThreshold": 300,
         "rayClusterDeletionDelaySeconds": int(serving.timeout_s) + 60,  # requests under way are answered first
@@ -123,11 +131,10 @@ def _training(frame: Frame, config: Config, worker: Size, config_map: str | None
     )  # fmt: skip
 
 
-def _job_spec(
-    frame: Frame, config: Config, worker: Size, job: Job, entrypoint: str, config_map: str
-) -> dict[str, Any]:
+def _job_spec(frame: Frame, config: Config, worker: Size, job: Job, config_map: str) -> dict[str, Any]:
     limit = job.time_limit_s
-    spec: dict[str, Any] = {"entrypoint": entrypoint}
+    # Two shells read it on its way: no quotes, no operators.
+    spec: dict[str, Any] = {"entrypoint": f"env -C {pods.CONFIGURATION} python -m orchestration.jobs.run"}
     if job.labels:
         spec["metadata"] = dict(job.labels)
     for name, amount in (("entrypointNumCpus", job.num_cpus), ("entrypointNumGpus", job.num_gpus)):
@@ -136,7 +143,7 @@ def _job_spec(
     if limit is not None:
         spec["activeDeadlineSeconds"] = int(limit) + _START  # the job itself ends cleanly before
     return spec | {
-        "backoffLimit": _NEW_CLUSTERS,
+        "backoffLimit": _AGAIN,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": frame.options.keep,
         "submissionMode": "K8sJobMode",

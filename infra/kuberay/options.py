@@ -55,6 +55,7 @@ class Options:
     gateway_class: str | None = None  # of the Gateway API, by which a service's upgrade shifts traffic step by step
     time_limit: float | None = None  # s that a job may take
     keep: int = 3600  # s for which an ended job's cluster stays, to be looked at
+    store: str | None = None  # of `md4 cron`, as the cluster's pods see it
 
     def check(self) -> None:
         """UserError naming the first option that is impossible, its value, and what is allowed."""
@@ -88,6 +89,12 @@ class Options:
             raise UserError(f"--time-limit {self.time_limit:g} must be above 0 seconds")
         if self.gateway_class is not None and self.kind != "service":
             raise UserError(f"--gateway-class is about the upgrade of a service; --kind {self.kind} has none")
+        if (self.kind == "cron") != (self.store is not None):
+            raise UserError(
+                "--kind cron needs --store s3://bucket/prefix, where `md4 cron` has its entries; others none"
+            )
+        if self.store is not None and not self.store.startswith("s3://"):
+            raise UserError(f"--store {self.store} must be s3://bucket/prefix: this machine and pods both read it")
         self.environment()
 
     def environment(self) -> list[dict[str, Any]]:

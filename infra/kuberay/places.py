@@ -62,11 +62,12 @@ class Places:
             self.needed.append(found)
         return found
 
-    def tree(self, config: Config) -> dict[str, Any]:
-        """The configuration as pods read it: all settings, with places put."""
+    def tree(self, config: Config, serving: bool = False) -> dict[str, Any]:
+        """The configuration as pods read it: all settings, with places put. serving: those that a service reads."""
         tree = config.model_dump(mode="json")
         for below, name, key in _places(tree):
-            below[name] = self.put(key, below[name])
+            if not serving or key.startswith(("runs", "serving")):
+                below[name] = self.put(key, below[name])
         return tree
 
 

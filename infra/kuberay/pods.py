@@ -13,6 +13,7 @@ DASHBOARD = 8265
 _USER = 1000  # of the image
 # Ray keeps its session and spills objects here, the cache of fetched data beside it.
 _SCRATCH = "/tmp"
+_OF_PODS = ("RAY_SERVE_", "RAY_USAGE_", "TORCH_")
 _GRACE = 60  # s between the notice that a pod must go and its end
 SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -50,7 +51,7 @@ def template(
     container: dict[str, Any] = {
         "name": "ray-head" if head else "ray-worker",
         "image": options.image,
-        "env": [*_environment(size, claim), *options.environment()],
+        "env": [*_environment(size, head, claim), *options.environment()],
         "resources": size.resources(),
         "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
         "securityContext": SECURITY,
@@ -96,16 +97,17 @@ def pod_security() -> dict[str, Any]:
     }
 
 
-def _environment(size: Size, claim: str | None) -> list[dict[str, Any]]:
-    """What Ray's processes and ours read. How soon a silent node is given up stays Ray's: networks differ from loopback."""
-    settings = {
-        name: value
-        for name, value in ENVIRONMENT.items()
-        if value and name.startswith("RAY_") and not name.startswith("RAY_health_check")
-    }
+def _environment(size: Size, head: bool, claim: str | None) -> list[dict[str, Any]]:
+    """What processes read that start with the pod; what the driver sets for its workers comes with them.
+
+    How soon a silent node is given up stays Ray's: networks differ from one machine.
+    """
+    settings = {name: value for name, value in ENVIRONMENT.items() if value and name.startswith(_OF_PODS)}
     settings |= {
         "DS_ACCELERATOR": "cuda" if size.gpus else "cpu",
         "MD4_CACHE": f"{MOUNT}/cache" if claim else f"{_SCRATCH}/md4",
         "HOME": _SCRATCH,  # libraries that compile or download put it there
     }
+    if head:  # commands that run there submit to the cluster they run on
+        settings["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{DASHBOARD}"
     return [{"name": name, "value": value} for name, value in settings.items()]

@@ -107,7 +107,9 @@ def of_serving(config: Config, memory: str | None) -> Size:
     shared = _GIB
     # Weights are read, averaged ones beside them; while newer ones are loaded there are both.
     need = int((_NODE + _REPLICA + bool(serving.num_gpus) * _CUDA + 4 * weights) * MARGIN) + shared
-    reason = f"{size(need)} counted: a replica with 4 x {size(weights)} of weights, times {MARGIN}, /dev/shm {size(shared)}"
+    reason = (
+        f"{size(need)} counted: a replica with 4 x {size(weights)} of weights, times {MARGIN}, /dev/shm {size(shared)}"
+    )
     if memory is not None:
         need = _at_least(memory, need, reason)
     slots = math.ceil(serving.num_cpus)

@@ -49,7 +49,9 @@ class Reference:
             try:
                 return Path(self.place).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"secret {self.name}: file {self.place} can't be read on this machine ({error})") from None
+                raise UserError(
+                    f"secret {self.name}: file {self.place} can't be read on this machine ({error})"
+                ) from None
         variable = self.place if self.kind == "env" else self.name
         if not (found := os.environ.get(variable)):
             source = "" if self.kind == "env" else f" from the secret {self.place} (`md4 render kuberay` sets it)"

@@ -1,7 +1,7 @@
 """What a job is: a command of `md4` that a cluster carries out. It stands alone: the files that it names go with it.
 
-    job = Job(verb="evaluate", arguments=("s3://bucket/runs/mine",), name="evaluate-mine")
-    Job.model_validate_json(job.model_dump_json()) == job
+job = Job(verb="evaluate", arguments=("s3://bucket/runs/mine",), name="evaluate-mine")
+Job.model_validate_json(job.model_dump_json()) == job
 """
 
 import re
