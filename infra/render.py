@@ -73,8 +73,8 @@ def _clock(frame: Frame, entry: "Entry", cluster: str, store: str) -> tuple[list
     """KubeRay as the clock of an entry of `md4 cron`; UserError where pods would always come too late."""
     if entry.catch_up_s < _LATE_S:
         raise UserError(
-            f"entry {entry.name}: catch_up_s={entry.catch_up_s:g}, but a pod may take {_LATE_S} s to start, and then the "
-            f"time is no longer run: md4 cron add {entry.name} ... --catch-up with {_LATE_S} s or more"
+            f"entry {entry.name}: catch_up_s={entry.catch_up_s:g}, but a pod may take {_LATE_S} s to start, and then "
+            f"the time is no longer run: md4 cron add {entry.name} ... --catch-up with {_LATE_S} s or more"
         )
     command = ["md4", "cron", "run", "--once", "--store", store]
     note = (
@@ -113,13 +113,13 @@ def _check(config: Config, options: Options, tree: dict[str, Any]) -> None:
         and train.least_workers == train.most_workers
     ):
         raise UserError(
-            f"--spot {options.spot} with train.workers={train.workers}: one machine that is taken away stops all of them; "
+            f"--spot {options.spot} with train.workers={train.workers}: one machine that is taken away stops all; "
             f"say train.workers=1..{train.most_workers}, and the run goes on with those that are left"
         )
     if _uses_s3(tree) and not options.secrets and options.service_account is None:
         raise UserError(
-            "the run reads or writes S3: say --secret NAME, a Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, "
-            "where it isn't Amazon's, AWS_ENDPOINT_URL; or --service-account NAME of one that has access"
+            "the run reads or writes S3: say --secret NAME, a Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+            "and, where it isn't Amazon's, AWS_ENDPOINT_URL; or --service-account NAME of one that has access"
         )
     if config.tracking.wandb == "online" and not options.secrets:
         raise UserError("tracking.wandb=online needs WANDB_API_KEY: --secret NAME, or WANDB_API_KEY=k8s:SECRET/KEY")

@@ -12,6 +12,7 @@ from infra.kuberay.sizes import Size
 from md4.errors import UserError
 from orchestration.config import Config
 from orchestration.jobs import Job
+from orchestration.jobs.spec import SPEC
 from orchestration.serving.config import ServingConfig
 
 if TYPE_CHECKING:
@@ -117,8 +118,6 @@ def ray_service(frame: Frame, serving: ServingConfig, worker: Size, models: Mapp
 
 
 def _job_files(job: Job) -> dict[str, str]:
-    from orchestration.jobs.spec import SPEC
-
     return {SPEC: job.model_dump_json(indent=1, exclude={"files"}), **job.files}
 
 
@@ -134,7 +133,7 @@ def _training(frame: Frame, config: Config, worker: Size, config_map: str | None
 def _job_spec(frame: Frame, config: Config, worker: Size, job: Job, config_map: str) -> dict[str, Any]:
     limit = job.time_limit_s
     # Two shells read it on its way: no quotes, no operators.
-    spec: dict[str, Any] = {"entrypoint": f"env -C {pods.CONFIGURATION} python -m orchestration.jobs.run"}
+    spec: dict[str, Any] = {"entrypoint": f"python -m orchestration.jobs.run {pods.CONFIGURATION}/{SPEC}"}
     if job.labels:
         spec["metadata"] = dict(job.labels)
     for name, amount in (("entrypointNumCpus", job.num_cpus), ("entrypointNumGpus", job.num_gpus)):

@@ -10,6 +10,7 @@ from md4.errors import UserError
 KINDS = ("cluster", "job", "service", "cron")
 RAY = "2.60.0"  # of the image; KubeRay decides by it what Ray understands
 
+_AKS = "kubernetes.azure.com/scalesetpriority"
 # How clouds mark machines that may be taken away, and keep other pods from them.
 SPOT: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
     "gke": (
@@ -19,8 +20,8 @@ SPOT: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
     "eks": ({"eks.amazonaws.com/capacityType": "SPOT"}, []),
     "karpenter": ({"karpenter.sh/capacity-type": "spot"}, []),
     "aks": (
-        {"kubernetes.azure.com/scalesetpriority": "spot"},
-        [{"key": "kubernetes.azure.com/scalesetpriority", "operator": "Equal", "value": "spot", "effect": "NoSchedule"}],
+        {_AKS: "spot"},
+        [{"key": _AKS, "operator": "Equal", "value": "spot", "effect": "NoSchedule"}],
     ),
 }  # fmt: skip
 
@@ -78,8 +79,8 @@ class Options:
             for key, value in pairs.items():
                 if not re.fullmatch(_LABEL_KEY, key) or not re.fullmatch(_LABEL_VALUE, value):
                     raise UserError(
-                        f"{option} {key}={value}: Kubernetes allows letters, digits, '-', '_' and '.', 63 at most, and a "
-                        "prefix with '/' before the key"
+                        f"{option} {key}={value}: Kubernetes allows letters, digits, '-', '_' and '.', 63 at most, and "
+                        "a prefix with '/' before the key"
                     )
         if self.spot is not None and self.spot not in SPOT:
             raise UserError(f"--spot {self.spot!r} must be one of {', '.join(SPOT)}")
@@ -90,9 +91,7 @@ class Options:
         if self.gateway_class is not None and self.kind != "service":
             raise UserError(f"--gateway-class is about the upgrade of a service; --kind {self.kind} has none")
         if (self.kind == "cron") != (self.store is not None):
-            raise UserError(
-                "--kind cron needs --store s3://bucket/prefix, where `md4 cron` has its entries; others none"
-            )
+            raise UserError("--kind cron needs --store s3://bucket/prefix, where `md4 cron` has entries; others none")
         if self.store is not None and not self.store.startswith("s3://"):
             raise UserError(f"--store {self.store} must be s3://bucket/prefix: this machine and pods both read it")
         self.environment()
@@ -109,8 +108,8 @@ class Options:
             if not re.fullmatch(_VARIABLE, variable) or found is None:
                 # The value may be the secret itself: it is not repeated.
                 raise UserError(
-                    f"--secret {variable}=...: pods get secrets by reference only: VARIABLE=k8s:SECRET/KEY, or the NAME "
-                    "of a Secret whose keys are variables"
+                    f"--secret {variable}=...: pods get secrets by reference only: VARIABLE=k8s:SECRET/KEY, or the "
+                    "NAME of a Secret whose keys are variables"
                 )
             key = {"name": found[1], "key": found[3]}
             variables.append({"name": variable, "valueFrom": {"secretKeyRef": key}})

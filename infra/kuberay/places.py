@@ -1,4 +1,4 @@
-"""Where a run's files are for pods: in S3, or on a volume that all pods mount. This machine's paths mean nothing there."""
+"""Where a run's files are for pods: in S3, or on a volume that all pods mount. This machine's paths mean nothing."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -40,8 +40,8 @@ class Places:
             return place
         if self.base is None:
             raise UserError(
-                f"{key}={place} is a path of this machine, which pods don't see: say s3://..., or --storage pvc:NAME or "
-                "s3://bucket/prefix, below which it is put"
+                f"{key}={place} is a path of this machine, which pods don't see: say s3://..., or --storage pvc:NAME "
+                "or s3://bucket/prefix, below which it is put"
             )
         path = PurePosixPath(place)
         if path.is_absolute():

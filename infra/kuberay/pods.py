@@ -14,7 +14,8 @@ _USER = 1000  # of the image
 # Ray keeps its session and spills objects here, the cache of fetched data beside it.
 _SCRATCH = "/tmp"
 _OF_PODS = ("RAY_SERVE_", "RAY_USAGE_", "TORCH_")
-_GRACE = 60  # s between the notice that a pod must go and its end
+_GRACE = 60  # s between the notice that a pod must go and its end; clouds may give less
+_END = 10  # of these, for Ray's processes to end
 SECURITY = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -66,12 +67,13 @@ def template(
     if options.service_account is not None:
         spec["serviceAccountName"] = options.service_account
     if not head:
+        leaving = ["python", "-m", "orchestration.leaving", str(_GRACE - _END)]
+        container["lifecycle"] = {"preStop": {"exec": {"command": leaving}}}
         spec["automountServiceAccountToken"] = options.service_account is not None
     selector, tolerations = dict(options.node_selector), []
-    if options.spot is not None and not head:
+    if options.spot is not None and not head:  # the head, where the driver is, stays on machines that stay
         marks, tolerations = SPOT[options.spot]
         selector |= marks
-        # KubeRay's head is where the driver is: it stays on machines that stay.
     if size.gpus:
         tolerations = [*tolerations, {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     if selector:

@@ -1,7 +1,8 @@
-"""CPUs, memory and GPUs of the pods: from the memory plan where it can tell, else from what processes were seen to take.
+"""CPUs, memory and GPUs of the pods: from the memory plan where it can tell, else from what processes were seen to
+take.
 
-A pod's `/dev/shm` is memory, too, and counts towards its limit. CPUs are requested and not limited: a limit slows a step
-down that would find free cores.
+A pod's `/dev/shm` is memory, too, and counts towards its limit. CPUs are requested and not limited: a limit slows a
+step down that would find free cores.
 """
 
 import math
@@ -66,7 +67,8 @@ def head(drivers: bool) -> Size:
 def of_training(config: Config, pods: int, gpu_memory: str | None, memory: str | None) -> Size:
     """A pod of `pods` workers; UserError where the plan says that the run can't fit what is given.
 
-    gpu_memory: of one GPU, such as 80GB; memory: of the pod, such as 16GiB. Elastic runs need most on the fewest workers.
+    gpu_memory: of one GPU, such as 80GB; memory: of the pod, such as 16GiB. Elastic runs need most on the
+    fewest workers.
     """
     train, cuda = config.train, on_gpus(config)
     if gpu_memory is not None and not cuda:
