@@ -15,7 +15,7 @@ _ANSWER_SECONDS = 5.0  # of a head that may be gone itself
 
 
 def leave(seconds: float, node: str | None = None) -> bool:
-    """Have Ray empty this machine's node, and wait for that; whether it is empty. node: its id, where one address has many.
+    """Have Ray empty this machine's node, and wait for that; whether it is. node: its id, where an address has several.
 
     Nothing where the cluster at RAY_ADDRESS doesn't answer or doesn't know this machine: then it ends with it.
     """
