@@ -19,7 +19,7 @@ def check(document: dict[str, Any]) -> None:
             _validator(document["kind"]).iter_errors(document), key=lambda error: list(error.absolute_path)
         )
         assert not problems, "; ".join(f"{problem.json_path}: {problem.message}" for problem in problems)
-        for template in _pod_templates(document):
+        for template in pod_templates(document):
             _check_core({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}, "spec": template["spec"]})
     else:
         _check_core(document)
@@ -32,13 +32,14 @@ def _check_core(document: dict[str, Any]) -> None:
         raise AssertionError(f"{document['kind']}: {'.'.join(map(str, error.path))}: {error.message}") from None
 
 
-def _pod_templates(tree: Any) -> list[dict[str, Any]]:
+def pod_templates(tree: Any) -> list[dict[str, Any]]:
+    """Every pod template in an object."""
     if isinstance(tree, list):
-        return [one for item in tree for one in _pod_templates(item)]
+        return [one for item in tree for one in pod_templates(item)]
     if not isinstance(tree, dict):
         return []
     own = [tree[key] for key in ("template", "submitterPodTemplate") if key in tree]
-    return own + [one for key, item in tree.items() if key not in ("template",) for one in _pod_templates(item)]
+    return own + [one for key, item in tree.items() if key not in ("template",) for one in pod_templates(item)]
 
 
 @cache
