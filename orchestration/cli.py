@@ -1,7 +1,7 @@
 """`md4`: one command with verbs (`orchestration.commands`). Each verb resolves the configuration, then calls the one
 function that does the work.
 
-A user's mistake ends in one message and exit code 2, without a stack trace.
+A user's mistake ends in one message and exit code 2, without a stack trace; what was right and failed, in exit code 1.
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from md4.errors import UserError
-from orchestration.commands import data, evaluation, render, sampling, serving, tokenizer, training
+from orchestration.commands import data, evaluation, jobs, render, sampling, serving, tokenizer, training
 
 app = typer.Typer(
     help="Masked diffusion on discrete data: prepare, train, evaluate, sample, serve.",
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 for verbs in (training, evaluation, sampling, serving):
     app.add_typer(verbs.app)
+app.add_typer(jobs.sending)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(render.app, name="render")
@@ -35,7 +37,7 @@ def main() -> None:
         app(standalone_mode=False)
     except UserError as error:
         print(f"md4: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except typer._click.exceptions.ClickException as error:  # type: ignore[attr-defined]
         error.show()
         sys.exit(2)

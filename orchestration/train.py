@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from md4.errors import UserError
+from md4.errors import Failed, UserError
 from md4.model import count_parameters
 from orchestration import checkpoints, memory_plan, spares
 from orchestration.cluster import address, cluster, gpus, worker_environment
@@ -184,10 +184,10 @@ def _explain(error: Exception, run: Run) -> Exception:
 
     for cause in causes(error):
         if isinstance(cause, UserError):
-            return UserError(str(cause))
+            return type(cause)(str(cause))
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = "\n".join(f"worker {rank}: {last_line(failure)}" for rank, failure in failures.items())
-    return UserError(
+    return Failed(
         f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume"
     )
 

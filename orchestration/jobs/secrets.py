@@ -97,7 +97,7 @@ def in_arguments(arguments: Sequence[str]) -> Iterator[str]:
             yield f"{key if not _VALUE.search(key) else f'argument {number}'} looks like a secret"
         elif before.startswith("--") and "=" not in before and not text.startswith("-") and _KEY.search(before[2:]):
             yield f"{before} looks like a secret"
-        elif not equals and _VALUE.search(text):
+        elif _VALUE.search(text):
             yield f"argument {number} looks like a secret"
 
 
@@ -121,7 +121,7 @@ def resolve(references: Sequence[str]) -> dict[str, str]:
 def set_up_worker() -> None:
     """Called by Ray in every process of a job's workers: the job's secrets come into its environment.
 
-    What this machine does not have stays away: the driver has refused to start without it, and not every worker uses it.
+    What this machine does not have stays away: the driver refuses to start without it, and not every worker uses it.
     """
     for reference in os.environ.get(REFERENCES, "").split():
         try:

@@ -56,6 +56,7 @@ class Job(_Part):
     arguments: as typed after `md4 VERB`; paths in them are the cluster's, or names of `files`.
     name: of train the run's; jobs of one name follow each other, never run at once.
     files: text by relative path, laid into the folder in which the command runs.
+    typed, place: for people: the command as it was typed, and where its results go, if that is known.
     secrets: NAME=env:VARIABLE, NAME=file:PATH (both on the cluster's machines), NAME=k8s:SECRET/KEY. The command and
         its workers find the value in their environment as NAME.
     num_cpus, num_gpus: of the driver, not of its workers; 0 leaves it on the head.
@@ -71,6 +72,8 @@ class Job(_Part):
     num_cpus: float = Field(0, ge=0)
     num_gpus: float = Field(0, ge=0)
     files: dict[str, str] = {}
+    typed: str | None = None
+    place: str | None = None
 
     @field_validator("verb")
     @classmethod
@@ -127,7 +130,7 @@ class Job(_Part):
         """UserError if anything that is sent looks like a secret; names the place, never the value."""
         found = [
             *secrets.in_arguments(self.arguments),
-            *secrets.in_tree({"labels": self.labels}),
+            *secrets.in_tree({"labels": self.labels, "place": self.place, "command": self.typed}),
             *(place for name, text in self.files.items() for place in secrets.in_file(name, text)),
         ]
         if found:

@@ -19,8 +19,8 @@ COMMANDS = {
     "spot": "pydocs-tiny train.device=cuda train.workers=1..8 checkpoint.seconds=120 --kind job "
     f"{_IMAGE}-cuda --storage s3://bucket/md4 --secret s3 --gpu-memory 80GB --spot gke",
     # A cluster that stays, for `md4 submit`; machines come with the work.
-    "cluster": f"pydocs-tiny train.device=cuda train.workers=1..4 --kind cluster {_IMAGE}-cuda --storage s3://bucket/md4 "
-    "--secret s3 --token-secret ray-token",
+    "cluster": f"pydocs-tiny train.device=cuda train.workers=1..4 --kind cluster {_IMAGE}-cuda "
+    "--storage s3://bucket/md4 --secret s3 --token-secret ray-token",
     # The service: one to three replicas with a GPU each, behind one address.
     "serving": "pydocs-tiny serving.num_gpus=1 serving.min_replicas=1 serving.replicas=3 --kind service "
     f"{_IMAGE}-cuda --storage pvc:md4",

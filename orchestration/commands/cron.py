@@ -1,0 +1,1 @@
+"""`md4 cron`: jobs at their times."""
