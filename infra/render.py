@@ -22,7 +22,7 @@ from infra.kuberay.options import RAY, Options, object_name
 from infra.kuberay.places import Places
 from md4.errors import UserError
 from orchestration.config import Config
-from orchestration.jobs import Job
+from orchestration.jobs import Job, secrets
 from orchestration.jobs.spec import make
 from orchestration.serving.config import ServingConfig
 
@@ -100,12 +100,15 @@ def _job(config: Config, options: Options, tree: dict[str, Any]) -> Job:
         secrets=tuple(one for one in options.secrets if "=" in one),
         time_limit_s=options.time_limit,
         files={_CONFIG: text},
+        place=f"{tree['runs']}/{config.name}",
     )
 
 
 def _check(config: Config, options: Options, tree: dict[str, Any]) -> None:
     """What the configuration and the options say of each other."""
     train = config.train
+    if found := list(secrets.in_tree(tree)):
+        raise UserError(f"{'; '.join(found)}: a manifest is no place for it; pods get secrets by --secret")
     if (
         options.spot
         and options.kind != "service"

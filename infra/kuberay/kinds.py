@@ -11,7 +11,7 @@ from infra.kuberay.options import Options
 from infra.kuberay.sizes import Size
 from md4.errors import UserError
 from orchestration.config import Config
-from orchestration.jobs import Job
+from orchestration.jobs import Job, package
 from orchestration.jobs.spec import SPEC
 from orchestration.serving.config import ServingConfig
 
@@ -134,8 +134,7 @@ def _job_spec(frame: Frame, config: Config, worker: Size, job: Job, config_map: 
     limit = job.time_limit_s
     # Two shells read it on its way: no quotes, no operators.
     spec: dict[str, Any] = {"entrypoint": f"python -m orchestration.jobs.run {pods.CONFIGURATION}/{SPEC}"}
-    if job.labels:
-        spec["metadata"] = dict(job.labels)
+    spec["metadata"] = package.metadata(job)  # by which `md4 jobs` knows it on its cluster
     for name, amount in (("entrypointNumCpus", job.num_cpus), ("entrypointNumGpus", job.num_gpus)):
         if amount:
             spec[name] = amount

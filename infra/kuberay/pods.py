@@ -6,6 +6,7 @@ from infra.kuberay.options import SPOT, Options
 from infra.kuberay.places import MOUNT
 from infra.kuberay.sizes import Size, quantity
 from orchestration.cluster import ENVIRONMENT
+from orchestration.jobs.package import STOPPING
 
 CONFIGURATION = "/etc/md4"  # folder of the ConfigMap's files
 METRICS = 8080  # where Ray's agents have their figures; KubeRay's own default
@@ -112,4 +113,5 @@ def _environment(size: Size, head: bool, claim: str | None) -> list[dict[str, An
     }
     if head:  # commands that run there submit to the cluster they run on
         settings["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{DASHBOARD}"
+        settings |= STOPPING
     return [{"name": name, "value": value} for name, value in settings.items()]

@@ -3,17 +3,19 @@
 import copy
 import re
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import yaml
 
-from infra.kuberay.examples.__main__ import COMMANDS, FOLDER, write
+from infra.kuberay.examples.__main__ import COMMANDS, CRON, FOLDER, NIGHTLY, cron, write
 from infra.kuberay.options import Options
 from infra.render import render
 from md4.errors import UserError
-from orchestration.cli import main
+from orchestration.cli import app, main
 from orchestration.config import load, read_yaml, validate
+from orchestration.cron import Store
 from orchestration.jobs import Job
 from orchestration.memory_plan import read_size
 from tests.infra.schemas import check, pod_templates
@@ -23,7 +25,7 @@ IMAGE = "registry.example/md4:0.1.0"
 
 def rendered(*overrides: str, preset: str = "pydocs-tiny", **options: Any) -> list[dict[str, Any]]:
     """The objects of a manifest; a CPU job on a volume where nothing else is said."""
-    given = {"kind": "job", "image": IMAGE, "storage": "pvc:md4"} | options
+    given: dict[str, Any] = {"kind": "job", "image": IMAGE, "storage": "pvc:md4"} | options
     config = load(preset, ["train.device=cpu", *overrides])
     return list(yaml.safe_load_all(render(config, Options(**given), ["render"])))
 
@@ -49,6 +51,7 @@ def container_of(template: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def examples() -> dict[str, list[dict[str, Any]]]:
+    """All that have pods of workers."""
     return {name: list(yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text())) for name in COMMANDS}
 
 
@@ -60,10 +63,11 @@ def test_an_example_is_what_its_command_writes_now(name, tmp_path, capsys):
     assert now.startswith(f"# md4 render kuberay {COMMANDS[name]}\n")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_an_example_satisfies_the_schemas(name, examples):
-    assert len(examples[name]) > 0
-    for document in examples[name]:
+@pytest.mark.parametrize("name", [*COMMANDS, "cron"])
+def test_an_example_satisfies_the_schemas(name):
+    documents = list(yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text()))
+    assert documents
+    for document in documents:
         check(document)
 
 
@@ -279,6 +283,29 @@ def test_a_runs_own_figures_have_a_port(examples):
     assert {"name": "md4-metrics", "containerPort": 9400} in ports
 
 
+def test_kuberay_is_only_the_clock_of_an_entry(s3, tmp_path, monkeypatch):
+    """Whether a time is run is decided by `md4 cron`, on the cluster that knows of the runs before."""
+    store = Store("s3://bucket/cron")
+    store.add(NIGHTLY, datetime(2026, 11, 30, tzinfo=UTC))
+    monkeypatch.setattr(sys, "argv", ["md4", "render", "kuberay", *CRON.split()])
+    app([*sys.argv[1:], "--out", str(tmp_path / "cron.yaml")], standalone_mode=False)
+    assert (tmp_path / "cron.yaml").read_text() == cron() == (FOLDER / "cron.yaml").read_text()
+    spec = yaml.safe_load(cron())["spec"]
+    assert (spec["schedule"], spec["timeZone"], spec["suspend"]) == ("30 2 * * *", "Europe/Berlin", False)
+    job = spec["jobTemplate"]
+    assert job["clusterSelector"] == {"ray.io/cluster": "pydocs-tiny"}  # the name of `--kind cluster`
+    assert "rayClusterSpec" not in job
+    # The entry point is a command that there is, with the arguments that it takes.
+    words = job["entrypoint"].split()
+    assert words == ["md4", "cron", "run", "--once", "--store", "s3://bucket/cron"]
+
+
+def test_an_entry_that_pods_would_always_miss_is_refused():
+    options = Options(kind="cron", image=IMAGE, store="s3://bucket/cron")
+    with pytest.raises(UserError, match="catch_up_s=60, but a pod may take 600 s to start"):
+        render(load("pydocs-tiny"), options, [], NIGHTLY.model_copy(update={"catch_up_s": 60}))
+
+
 @pytest.mark.parametrize(
     ("overrides", "options", "expected"),
     [
@@ -314,6 +341,8 @@ def test_a_runs_own_figures_have_a_port(examples):
         ([], {"gateway_class": "istio"}, "--kind job has none"),
         ([], {"time_limit": 0.0}, "--time-limit 0 must be above 0"),
         ([], {"kind": "cron"}, "--kind cron needs --store"),
+        ([], {"kind": "cron", "store": "cron"}, "--store cron must be s3://bucket/prefix"),
+        (["serving.rate_storage=async+redis://u:abc123@host"], {}, "serving.rate_storage looks like a secret"),
         (["serving.port=0"], {"kind": "service"}, "serving.port=0"),
         (["serving.num_gpus=0.5"], {"kind": "service"}, "serving.num_gpus=0.5: a pod has whole GPUs"),
         (["serving.keys=keys"], {"kind": "service", "storage": "s3://b/m", "secrets": ("s3",)}, "serving.keys=keys"),

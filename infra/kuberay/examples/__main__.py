@@ -4,7 +4,12 @@ import shlex
 import sys
 from pathlib import Path
 
+from infra.kuberay.options import Options
+from infra.render import render
 from orchestration.cli import app
+from orchestration.config import load
+from orchestration.cron import Entry
+from orchestration.jobs import Job
 
 FOLDER = Path(__file__).parent
 _IMAGE = "--image registry.example/md4:0.1.0"
@@ -30,6 +35,16 @@ COMMANDS = {
 }  # fmt: skip
 
 
+CRON = f"pydocs-tiny --kind cron {_IMAGE}-cuda --entry nightly --store s3://bucket/cron"  # on the cluster of that name
+NIGHTLY = Entry(
+    name="nightly",
+    schedule="30 2 * * *",
+    zone="Europe/Berlin",
+    job=Job(verb="evaluate", arguments=("s3://bucket/md4/runs/pydocs-tiny",), name="nightly"),
+    catch_up_s=6 * 3600,
+)
+
+
 def command(name: str) -> list[str]:
     """An example's command, with `md4` as its first word."""
     return ["md4", "render", "kuberay", *shlex.split(COMMANDS[name])]
@@ -44,6 +59,13 @@ def write(name: str, file: Path) -> None:
         sys.argv = before
 
 
+def cron() -> str:
+    """What CRON writes if the entry in S3 is NIGHTLY."""
+    options = Options(kind="cron", image="registry.example/md4:0.1.0-cuda", store="s3://bucket/cron")
+    return render(load("pydocs-tiny"), options, ["render", "kuberay", *shlex.split(CRON)], NIGHTLY)
+
+
 if __name__ == "__main__":
     for example in COMMANDS:
         write(example, FOLDER / f"{example}.yaml")
+    (FOLDER / "cron.yaml").write_text(cron())
