@@ -4,72 +4,88 @@ Tells Ray, and returns when nothing runs here any more, or the time is over. Tra
 on with fewer workers, replicas of the service move. For what is run before a pod's end: Kubernetes' preStop.
 """
 
-import os
-import socket
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _POLL_SECONDS = 0.5
-_ANSWER_SECONDS = 5.0  # of a head that may be gone itself
+
+
+@dataclass(frozen=True)
+class Raylet:
+    """Ray's own process on a machine, as its command line tells of it."""
+
+    pid: int
+    node: str  # id
+    cluster: str  # address of its head
 
 
 def leave(seconds: float, node: str | None = None) -> bool:
-    """Have Ray empty this machine's node, and wait for that; whether it is. node: its id, where an address has several.
+    """Have Ray empty this machine, and wait for that; whether it is empty. node: the id, where it has several nodes.
 
-    Nothing where the cluster at RAY_ADDRESS doesn't answer or doesn't know this machine: then it ends with it.
+    Nothing to do where no Ray runs, or its head doesn't answer: then everything ends at once.
     """
     until = time.monotonic() + seconds
-    if not _announce(os.environ["RAY_ADDRESS"], seconds, node):
+    found = [raylet for raylet in _raylets() if node in (None, raylet.node)]
+    if not found or not _announce(found[0], seconds):
         return False
-    while busy := any(_work()):
+    while working := _works(found[0]):
         if time.monotonic() >= until:
             break
         time.sleep(_POLL_SECONDS)
-    return not busy
+    return not working
 
 
-def _announce(address: str, seconds: float, node: str | None) -> bool:
+def _announce(raylet: Raylet, seconds: float) -> bool:
     """Tell the cluster; whether it took it."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated import autoscaler_pb2
 
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
+    deadline = int((time.time() + seconds) * 1000)
     try:
-        client = GcsClient(address=address)
-        node = node or _own(client)
-        if node is None:
-            return False
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
-        deadline = int((time.time() + seconds) * 1000)
-        taken, why = client.drain_node(node, reason, "the machine will be taken away", deadline)
-        if not taken:
-            print(f"leaving: Ray refused: {why}", file=sys.stderr)
-        return taken
-    except Exception as error:  # Ray's own have no common base; a pod ends all the same
-        print(f"leaving: no cluster answers at {address}: {error}", file=sys.stderr)
-        return False
+        client = GcsClient(address=raylet.cluster)
+        taken, why = client.drain_node(raylet.node, reason, "the machine will be taken away", deadline)
+    except Exception as error:  # Ray's own have no common base; the machine goes all the same
+        taken, why = False, str(error)
+    if not taken:
+        print(f"leaving: the cluster at {raylet.cluster} was not told: {why}", file=sys.stderr)
+    return taken
 
 
-def _own(client: object) -> str | None:
-    """The id of the node that has this machine's address; None if the cluster has none."""
-    addresses = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None)}
-    for node, info in client.get_all_node_info(timeout=_ANSWER_SECONDS).items():  # type: ignore[attr-defined]
-        if info.node_manager_address in addresses and info.state == 0:  # alive
-            return node.hex()
-    return None
+def _raylets() -> Iterator[Raylet]:
+    for pid, words in _processes():
+        if words[0].endswith("/raylet"):
+            facts = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+            yield Raylet(pid, facts["node_id"], facts["gcs-address"])
 
 
-def _work() -> list[str]:
-    """Names of Ray's processes on this machine that run something: actors and tasks call themselves ray::NAME."""
-    names = []
+def _works(raylet: Raylet) -> bool:
+    """Does anything run? Its processes call themselves ray::NAME of an actor or a task, ray::IDLE without one."""
+    return any(
+        words[0].startswith("ray::") and not words[0].startswith("ray::IDLE") and _parent(pid) == raylet.pid
+        for pid, words in _processes()
+    )
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    """Number and command line of everything that this process may see."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            name = file.read_bytes().split(b"\0")[0].decode(errors="replace")
+            words = file.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
         except OSError:  # it has ended since
             continue
-        if name.startswith("ray::") and not name.startswith("ray::IDLE"):
-            names.append(name)
-    return names
+        yield int(file.parent.name), words
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return None
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
 
 
 if __name__ == "__main__":
