@@ -9,7 +9,7 @@ from infra.render import render
 from orchestration.cli import app
 from orchestration.config import load
 from orchestration.cron import Entry
-from orchestration.jobs import Job
+from orchestration.jobs.spec import make
 
 FOLDER = Path(__file__).parent
 _IMAGE = "--image registry.example/md4:0.1.0"
@@ -40,7 +40,7 @@ NIGHTLY = Entry(
     name="nightly",
     schedule="30 2 * * *",
     zone="Europe/Berlin",
-    job=Job(verb="evaluate", arguments=("s3://bucket/md4/runs/pydocs-tiny",), name="nightly"),
+    job=make(verb="evaluate", arguments=("s3://bucket/md4/runs/pydocs-tiny",), name="nightly"),
     catch_up_s=6 * 3600,
 )
 
