@@ -9,22 +9,23 @@ The same configuration gives the same text. Nothing is asked of any cluster.
 import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from infra.kuberay import kinds, sizes
+from infra.kuberay import kinds, pods, sizes
 from infra.kuberay.kinds import Frame
 from infra.kuberay.options import RAY, Options, object_name
-from infra.kuberay.places import Places
+from infra.kuberay.places import MOUNT, Places
 from md4.errors import UserError
 from orchestration.config import Config
 from orchestration.jobs import Job, secrets
 from orchestration.jobs.spec import make
 from orchestration.serving.config import ServingConfig
+from pipelines import named
 
 if TYPE_CHECKING:
     from orchestration.cron import Entry
@@ -41,7 +42,7 @@ def render(config: Config, options: Options, command: Sequence[str], entry: "Ent
     """
     options.check()
     name = object_name(options.kind, options.name or (entry.name if entry else config.name))
-    frame = Frame(name, options, _labels(name, options), None)
+    frame = Frame(name, options, _labels(name, options))
     if options.kind == "cron":
         assert entry is not None
         assert options.store is not None
@@ -50,7 +51,8 @@ def render(config: Config, options: Options, command: Sequence[str], entry: "Ent
     places = Places(options.storage)
     tree = places.tree(config, serving=options.kind == "service")
     _check(config, options, tree)
-    frame = replace(frame, claim=places.claim)
+    shared = places.claim is not None and not tree["runs"].startswith("s3://")  # copies of runs are each machine's own
+    frame = replace(frame, claim=places.claim, cache=f"{MOUNT}/cache" if shared else pods.CACHE)
     if options.kind == "service":
         size = sizes.of_serving(config, options.memory)
         run = f"{tree['runs']}/{config.name}"
@@ -64,6 +66,10 @@ def render(config: Config, options: Options, command: Sequence[str], entry: "Ent
         else:
             objects = kinds.ray_job(frame, config, size, _job(config, options, tree))
     notes = [f"memory of a pod of workers: {size.reason}"]
+    if places.claim is not None:
+        notes.append(f"the claim {places.claim} must be ReadWriteMany: all pods mount it at {MOUNT}")
+    elif options.kind in ("job", "cluster"):
+        notes += _fetched(config, tree)
     if places.needed:
         notes.append(f"must be there: {', '.join(places.needed)}")
     return _first_lines(config, options, command, notes) + _yaml(objects)
@@ -84,9 +90,19 @@ def _clock(frame: Frame, entry: "Entry", cluster: str, store: str) -> tuple[list
     return kinds.ray_cron_job(frame, entry, cluster, command), [note]
 
 
+def _fetched(config: Config, tree: dict[str, Any]) -> Iterator[str]:
+    """Sets that one machine fetches into its cache, where others don't find them."""
+    for _, one in config.data.sets():
+        if (one.path is None and one.source in named.SETS) or named.is_url(one.path):
+            yield (
+                f"{one.source} is fetched into one machine's cache, which other pods don't see; so prepare it before: "
+                f"md4 prepare ... data.directory={tree['data']['directory']}"
+            )
+
+
 def _labels(name: str, options: Options) -> dict[str, str]:
     own = {"name": "md4", "instance": name, "managed-by": "md4-render"}
-    return {f"app.kubernetes.io/{key}": value for key, value in own.items()} | dict(options.labels)
+    return dict(options.labels) | {f"app.kubernetes.io/{key}": value for key, value in own.items()}
 
 
 def _job(config: Config, options: Options, tree: dict[str, Any]) -> Job:

@@ -19,6 +19,7 @@ def spec(
     *,
     config_map: str | None = None,
     claim: str | None = None,
+    cache: str = pods.CACHE,
     serve_port: int | None = None,
     metrics_port: int = 0,
     scaled: bool | None = None,
@@ -29,7 +30,7 @@ def spec(
     """
     served = {} if serve_port is None else {"serve": serve_port}
     own = {"md4-metrics": metrics_port} if metrics_port else {}
-    common: dict[str, Any] = {"config_map": config_map, "claim": claim}
+    common: dict[str, Any] = {"config_map": config_map, "claim": claim, "cache": cache}
     authentication = {"mode": "token"}
     if options.token_secret is not None:
         authentication["secretName"] = options.token_secret

@@ -30,7 +30,8 @@ class Frame:
     name: str
     options: Options
     labels: Mapping[str, str]
-    claim: str | None  # the volume's
+    claim: str | None = None  # the volume's
+    cache: str = pods.CACHE  # folder of pods for what is fetched
 
     def object(self, api: str, kind: str, spec: dict[str, Any], name: str | None = None) -> dict[str, Any]:
         return {"apiVersion": api, "kind": kind, "metadata": self.metadata(name), "spec": spec}
@@ -100,7 +101,7 @@ def ray_service(frame: Frame, serving: ServingConfig, worker: Size, models: Mapp
     shifted = frame.options.gateway_class
     ray = cluster.spec(
         frame.options, dict(frame.labels), sizes.head(drivers=False), worker, serving.fewest, serving.replicas,
-        claim=frame.claim, serve_port=serving.port, scaled=True if shifted else None,
+        claim=frame.claim, cache=frame.cache, serve_port=serving.port, scaled=True if shifted else None,
     )  # fmt: skip
     upgrade: dict[str, Any] = {"type": "NewCluster"}  # needs twice the machines while it lasts
     if shifted:
@@ -126,7 +127,7 @@ def _training(frame: Frame, config: Config, worker: Size, config_map: str | None
     return cluster.spec(
         frame.options, dict(frame.labels), sizes.head(drivers=True), worker,
         train.least_workers // pod, train.most_workers // pod,
-        config_map=config_map, claim=frame.claim, metrics_port=config.tracking.prometheus_port,
+        config_map=config_map, claim=frame.claim, cache=frame.cache, metrics_port=config.tracking.prometheus_port,
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ SPOT: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
 _LONGEST = {"cluster": 53, "job": 47, "service": 47, "cron": 41}
 _LABEL_NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"  # of DNS (RFC 1035), as KubeRay demands of names
 _SUBDOMAIN = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
-_LABEL_KEY = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_PREFIX = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?"
+_LABEL_KEY = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _LABEL_VALUE = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _IMAGE = r"[a-z0-9]+([._:/-][a-zA-Z0-9._-]+)*?(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})"
@@ -75,12 +76,15 @@ class Options:
         ):
             if value is not None:
                 named(option, value)
-        for option, pairs in (("--label", self.labels), ("--node", self.node_selector)):
+        for option, allowed, pairs in (
+            ("--label", _LABEL_KEY, self.labels),
+            ("--node", _PREFIX + _LABEL_KEY, self.node_selector),
+        ):
             for key, value in pairs.items():
-                if not re.fullmatch(_LABEL_KEY, key) or not re.fullmatch(_LABEL_VALUE, value):
+                if not re.fullmatch(allowed, key) or not re.fullmatch(_LABEL_VALUE, value):
                     raise UserError(
-                        f"{option} {key}={value}: Kubernetes allows letters, digits, '-', '_' and '.', 63 at most, and "
-                        "a prefix with '/' before the key"
+                        f"{option} {key}={value}: allowed are letters, digits, '-', '_' and '.', 63 at most, of a "
+                        "machine's label also a prefix with '/'"
                     )
         if self.spot is not None and self.spot not in SPOT:
             raise UserError(f"--spot {self.spot!r} must be one of {', '.join(SPOT)}")

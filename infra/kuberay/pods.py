@@ -14,6 +14,7 @@ DASHBOARD = 8265
 _USER = 1000  # of the image
 # Ray keeps its session and spills objects here, the cache of fetched data beside it.
 _SCRATCH = "/tmp"
+CACHE = f"{_SCRATCH}/md4"
 _OF_PODS = ("RAY_SERVE_", "RAY_USAGE_", "TORCH_")
 _GRACE = 60  # s between the notice that a pod must go and its end; clouds may give less
 _END = 10  # of these, for Ray's processes to end
@@ -33,9 +34,11 @@ def template(
     head: bool,
     config_map: str | None = None,
     claim: str | None = None,
+    cache: str = CACHE,
     ports: dict[str, int],
 ) -> dict[str, Any]:
-    """A pod template. labels: of its own; config_map: whose files lie at CONFIGURATION; claim: the volume of MOUNT."""
+    """A pod template. labels: of its own; config_map: whose files lie at CONFIGURATION; claim: the volume of MOUNT;
+    cache: a folder for what is fetched."""
     volumes: list[dict[str, Any]] = [
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(size.shared)}},
         {"name": "scratch", "emptyDir": {}},
@@ -53,7 +56,7 @@ def template(
     container: dict[str, Any] = {
         "name": "ray-head" if head else "ray-worker",
         "image": options.image,
-        "env": [*_environment(size, head, claim), *options.environment()],
+        "env": [*_environment(size, head, cache), *options.environment()],
         "resources": size.resources(),
         "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
         "securityContext": SECURITY,
@@ -100,7 +103,7 @@ def pod_security() -> dict[str, Any]:
     }
 
 
-def _environment(size: Size, head: bool, claim: str | None) -> list[dict[str, Any]]:
+def _environment(size: Size, head: bool, cache: str) -> list[dict[str, Any]]:
     """What processes read that start with the pod; what the driver sets for its workers comes with them.
 
     How soon a silent node is given up stays Ray's: networks differ from one machine.
@@ -108,7 +111,7 @@ def _environment(size: Size, head: bool, claim: str | None) -> list[dict[str, An
     settings = {name: value for name, value in ENVIRONMENT.items() if value and name.startswith(_OF_PODS)}
     settings |= {
         "DS_ACCELERATOR": "cuda" if size.gpus else "cpu",
-        "MD4_CACHE": f"{MOUNT}/cache" if claim else f"{_SCRATCH}/md4",
+        "MD4_CACHE": cache,
         "HOME": _SCRATCH,  # libraries that compile or download put it there
     }
     if head:  # commands that run there submit to the cluster they run on

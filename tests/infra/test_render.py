@@ -306,6 +306,45 @@ def test_an_entry_that_pods_would_always_miss_is_refused():
         render(load("pydocs-tiny"), options, [], NIGHTLY.model_copy(update={"catch_up_s": 60}))
 
 
+def test_the_volume_of_the_examples_can_be_mounted_by_all_pods():
+    volume = yaml.safe_load((FOLDER.parent / "storage.yaml").read_text())
+    check(volume)
+    assert volume["spec"]["accessModes"] == ["ReadWriteMany"]
+    text = (FOLDER / "small.yaml").read_text()
+    assert f"claimName: {volume['metadata']['name']}\n" in text
+    assert "# the claim md4 must be ReadWriteMany" in text
+    broken = copy.deepcopy(volume)
+    broken["spec"]["accessMode"] = broken["spec"].pop("accessModes")
+    with pytest.raises(AssertionError, match="accessMode"):
+        check(broken)
+
+
+def cache_of(objects: list[dict[str, Any]]) -> str:
+    return next(
+        item["value"] for item in container_of(group_of(objects)["template"])["env"] if item["name"] == "MD4_CACHE"
+    )
+
+
+def test_what_is_fetched_lies_where_all_pods_see_it():
+    assert cache_of(rendered()) == "/storage/cache"
+    # Beside runs in S3 the cache has a copy of each machine's own.
+    assert not cache_of(rendered("runs=s3://bucket/runs", secrets=("s3",))).startswith("/storage")
+    # Without a volume there is no such place, and the manifest says what to do.
+    options = Options("job", IMAGE, storage="s3://bucket/md4", secrets=("s3",))
+    text = render(load("pydocs-tiny", ["train.device=cpu", "data.source=text8"]), options, [])
+    assert "so prepare it before: md4 prepare ... data.directory=s3://bucket/md4/data\n" in text
+    assert "prepare it before" not in render(load("pydocs-tiny", ["train.device=cpu"]), options, [])
+
+
+def test_labels_of_ones_own_do_not_hide_those_that_pods_are_found_by():
+    labels = one(rendered(labels={"team": "a"}), "RayJob")["metadata"]["labels"]
+    assert labels["team"] == "a"
+    assert labels["app.kubernetes.io/instance"] == "pydocs-tiny"
+    with pytest.raises(UserError, match=re.escape("--label app.kubernetes.io/instance=x")):
+        rendered(labels={"app.kubernetes.io/instance": "x"})
+    assert group_of(rendered(node_selector={"cloud.example/pool": "a"}))["template"]["spec"]["nodeSelector"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "options", "expected"),
     [
