@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from md4.errors import UserError
 from orchestration.cron.schedule import Schedule
 from orchestration.jobs import Job
 
@@ -49,3 +50,17 @@ class Entry(BaseModel):
     def window_s(self) -> float:
         """Seconds after a planned time within which it may still be run."""
         return max(ON_TIME_S, self.catch_up_s)
+
+
+def make(**facts: object) -> Entry:
+    """An entry; UserError with one line for each mistake."""
+    try:
+        return Entry.model_validate(facts)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+            if key == "name":
+                message = "at most 40 of a-z 0-9 - are allowed, with a letter or digit at both ends"
+            lines.append(f"{key}={problem['input']!r}: {message}" if key else message)
+        raise UserError("\n".join(lines)) from None

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from orchestration.cron.durations import duration
 from orchestration.cron.entry import Entry
 from orchestration.cron.records import Record, Status
-from orchestration.durations import duration
 from orchestration.jobs import State
 
 SETTLE_S = 120  # after an attempt to submit, an unknown id may still turn up so long (slow upload, another service)

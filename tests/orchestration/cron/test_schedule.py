@@ -132,7 +132,7 @@ def test_cut_anywhere_the_times_are_the_same(zone, expression, cuts):
         ("30 2 * *", "4 fields instead of 5"), ("@daily", "1 fields instead of 5"), ("0 0 30 2 *", "has no times"),
         ("60 * * * *", "60 is out of range"), ("* 24 * * *", "'24' is no hour"), ("* * 0 * *", "'0' is no day of"),
         ("* * * 13 *", "'13' is no month"), ("* * * * 8", "'8' is no day of week"), ("5/15 * * * *", "a step belongs"),
-        ("* * * mon *", "'mon' is not a number"), ("*/0 * * * *", "step is 1 or more"), ("* * last * *", "is no day of"),
+        ("* * * mon *", "'mon' is not a number"), ("*/0 * * * *", "step is 1 or more"), ("* * last * *", "is no day"),
         ("30-10 * * * *", "a range goes upwards"), ("* * * * mon/2", "a step belongs to"), ("1,,2 * * * *", "form is"),
         ("-1 * * * *", "its form is wrong"), ("0 0 31 4,6,9,11 *", "has no times"), ("٣ * * * *", "is not a number"),
     ],

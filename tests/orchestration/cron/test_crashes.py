@@ -1,0 +1,194 @@
+"""Whatever breaks, each planned time runs once, or has a reason why not."""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import count, pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestration.cron import Record, Service, Store, service
+from tests.orchestration.cron.world import Cluster, SetClock, check, entry, outcomes, run, utc
+
+START = utc("2026-11-30T00:00:30")
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class Ticking(Store):
+    """A store that calls `ticks` before and after each thing that others can see."""
+
+    def __init__(self, place: str, ticks: Callable[[str], None]):
+        super().__init__(place)
+        self.ticks = ticks
+
+    def create(self, record: Record) -> bool:
+        self.ticks("create")
+        made = super().create(record)
+        self.ticks("created")
+        return made
+
+    def change(self, old: Record, new: Record) -> bool:
+        self.ticks("change")
+        made = super().change(old, new)
+        self.ticks("changed")
+        return made
+
+
+class CrashAt:
+    """Ends the process at one tick."""
+
+    def __init__(self, place: int | None):
+        self._left = count() if place is None else iter(range(place, -1, -1))
+        self.seen = 0
+
+    def __call__(self, what: str) -> None:
+        self.seen += 1
+        if next(self._left, None) == 0 and self.seen > 1:
+            raise Crash(what)
+
+
+@pytest.fixture(autouse=True)
+def _seldom(monkeypatch):
+    monkeypatch.setattr(service, "RUNNING_S", 120.0)  # looks at runs: fewer are enough here
+
+
+@pytest.mark.parametrize("overlap", ["skip", "wait"])
+def test_a_crash_anywhere_changes_nothing(tmp_path, overlap):
+    """The service dies at every place, once each, and begins anew at once: the records are those without a crash."""
+    end, one = utc("2026-11-30T00:38"), entry("*/10 * * * *", overlap=overlap)
+
+    def night(crash: CrashAt, place: Path) -> tuple[list[tuple[str, str]], bool]:
+        cluster = Cluster(SetClock(START), lambda id: 900 if id.endswith("1000Z") else 240)
+        store = Ticking(str(place), crash)
+        store.add(one, START)
+        cluster.ticks = crash
+        crashed = False
+        try:
+            run(store, cluster, end)
+        except Crash:
+            crashed, cluster.ticks = True, lambda _: None
+            run(Store(str(place)), cluster, end)
+        check(store, cluster, one, START, end)
+        return outcomes(store), crashed
+
+    undisturbed, _ = night(whole := CrashAt(None), tmp_path / "whole")
+    assert {status for _, status in undisturbed} >= {"succeeded", "skipped" if overlap == "skip" else "running"} - (
+        {"running"} if overlap == "wait" else set()
+    )
+    for place in range(1, whole.seen):
+        assert night(CrashAt(place), tmp_path / str(place)) == (undisturbed, True), place
+
+
+@given(
+    overlap=st.sampled_from(["skip", "wait"]),
+    catch_up=st.sampled_from([0, 600, 3600]),
+    lasts=st.sampled_from([0, 240, 1500]),
+    script=st.lists(
+        st.tuples(
+            st.integers(0, 40),  # minutes without a service
+            st.integers(1, 40),  # minutes with one
+            st.one_of(st.none(), st.integers(1, 30)),  # it dies at this tick
+            st.booleans(),  # the cluster is away
+        ),
+        max_size=5,
+    ),
+)
+@settings(max_examples=40, deadline=None)
+def test_each_time_has_one_outcome(overlap, catch_up, lasts, script):
+    """Any sequence of downtimes, crashes and clusters that are away."""
+    one = entry("*/10 * * * *", overlap=overlap, catch_up_s=catch_up)
+    with TemporaryDirectory() as place:
+        clock = SetClock(START)
+        cluster = Cluster(clock, lambda _: lasts)
+        Store(place).add(one, START)
+        for down, up, dies, away in script:
+            clock.time += timedelta(minutes=down)
+            cluster.away = lambda _, away=away: away
+            cluster.ticks = crash = CrashAt(dies)
+            until = clock.time + timedelta(minutes=up)
+            try:
+                run(Ticking(place, crash), cluster, until)
+            except Crash:
+                clock.time = max(clock.time, until)
+        cluster.away, cluster.ticks = lambda _: False, lambda _: None
+        run(Store(place), cluster, clock.time + timedelta(minutes=9))  # what is open is settled
+        records = check(Store(place), cluster, one, START, clock.time)
+        assert all(one.status != "waiting" or one.after or one is records[-1] for one in records)
+        assert all(before[1] <= after[0] for before, after in pairwise(cluster.spans()))
+        for record in records:
+            if record.submission_id in cluster.begun and record.after is None:
+                late = (cluster.begun[record.submission_id] - record.planned).total_seconds()
+                assert 0 <= late <= one.window_s
+
+
+class Turns:
+    """Threads that go on one at a time, from tick to tick, as a list says."""
+
+    def __init__(self, order: list[int]):
+        self._order = order
+        self._here = threading.local()
+        self._paused = threading.Semaphore(0)
+
+    def tick(self, what: str) -> None:
+        self._paused.release()
+        self._here.mine.acquire()
+
+    def take(self, *tasks: Callable[[], None]) -> None:
+        """Do these at the same time."""
+        mine = [threading.Semaphore(0) for _ in tasks]
+        failures: list[BaseException] = []
+        alive = set(range(len(tasks)))
+
+        def go(number: int) -> None:
+            self._here.mine = mine[number]
+            mine[number].acquire()
+            try:
+                tasks[number]()
+            except BaseException as error:
+                failures.append(error)
+            alive.discard(number)
+            self._paused.release()
+
+        threads = [threading.Thread(target=go, args=(number,), daemon=True) for number in range(len(tasks))]
+        for thread in threads:
+            thread.start()
+        while alive:
+            turn = self._order.pop() if self._order else 0
+            mine[sorted(alive)[turn % len(alive)]].release()
+            self._paused.acquire()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+
+
+@given(
+    overlap=st.sampled_from(["skip", "wait"]),
+    lasts=st.sampled_from([0, 240, 900]),
+    order=st.lists(st.integers(0, 1), max_size=200),
+    pauses=st.lists(st.integers(1, 15), min_size=3, max_size=6),
+)
+@settings(max_examples=40, deadline=None)
+def test_two_services_at_once(overlap, lasts, order, pauses):
+    """They take turns between any two steps. Where one was away longer than the other, nothing is done twice either."""
+    one = entry("*/10 * * * *", overlap=overlap, catch_up_s=3600)
+    turns, clock = Turns(order), SetClock(START)
+    cluster = Cluster(clock, lambda _: lasts)
+    cluster.ticks = turns.tick
+    with TemporaryDirectory() as place:
+        Store(place).add(one, START)
+        both = [Service(Ticking(place, turns.tick), cluster, clock, lambda _: None) for _ in range(2)]
+        for minutes in pauses:
+            clock.time += timedelta(minutes=minutes)
+            turns.take(*(each.look for each in both))
+        cluster.ticks = lambda _: None
+        run(Store(place), cluster, clock.time + timedelta(minutes=9))
+        check(Store(place), cluster, one, START, clock.time)
+        assert all(before[1] <= after[0] for before, after in pairwise(cluster.spans()))
