@@ -44,6 +44,8 @@ def check(config: Config, resume: bool, report: Report) -> None:
     memory_plan.check(config)
     for note in check_corpus(config.data):
         report(note)
+    if config.checkpoint.directory is not None:
+        config.checkpoints.exists("any")  # a bucket that is not there is named now
     parameters, train = count_parameters(config.model), config.train
     share = Passes(train.batch_size, train.slices, train.least_workers, train.micro_batch).places
     report(

@@ -145,7 +145,7 @@ def show(
     if as_json:
         print(json.dumps([one.as_tree() for one in found], indent=1))
     else:
-        console.print(table(found), soft_wrap=False)
+        console.print(table(found), soft_wrap=False, width=400, crop=False)
 
 
 @app.command()

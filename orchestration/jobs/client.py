@@ -5,6 +5,7 @@ RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token.
 """
 
 import dataclasses
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,12 @@ T = TypeVar("T")
 STOPPED = 143  # exit code of a job that was stopped
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _TIMEOUT = (10.0, 60.0)  # seconds: to connect, and without a byte
+# What they upload is no news to the user.
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _ALONE = threading.Lock()  # Ray's client reads the environment, which is the whole process's
 
 
@@ -132,7 +139,8 @@ class Jobs:
     def look(self, submission_id: str) -> Known | None:
         """What the cluster knows of one job."""
         try:
-            return _known(self.ask(lambda client: client.get_job_info(submission_id)))
+            found = self.ask(lambda client: client.get_job_info(submission_id))
+            return _known(found) if found.submission_id else None
         except _Answer as answer:
             if answer.status == 404:
                 return None
@@ -299,6 +307,9 @@ def _url(address: str) -> str:
 def _connect(address: str, headers: dict[str, str]) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
     class Client(JobSubmissionClient):
         """Ray's, whose requests end some day."""
 
@@ -365,10 +376,10 @@ def _known(details: Any) -> Known:
     return Known(
         id=details.submission_id,
         state=State(str(getattr(details.status, "value", details.status))),
-        name=facts.get(package.NAME, ""),
+        name=facts.get(package.NAME) or "",
         attempt=int(number) if number else None,
         verb=facts.get(package.VERB, ""),
-        command=facts.get(package.COMMAND, details.entrypoint),
+        command=facts.get(package.COMMAND) or details.entrypoint,
         digest=facts.get(package.DIGEST, ""),
         place=facts.get(package.PLACE),
         labels={

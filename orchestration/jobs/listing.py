@@ -15,7 +15,7 @@ def table(jobs: Sequence[Known]) -> Table:
     """A row a job, times in this machine's zone."""
     found = Table(box=None, pad_edge=False)
     for title in ("name", "attempt", "verb", "state", "began", "took", "labels", "place"):
-        found.add_column(title, justify="right" if title in ("attempt", "took") else "left", overflow="fold")
+        found.add_column(title, justify="right" if title in ("attempt", "took") else "left", no_wrap=True)
     for one in jobs:
         code = f" ({one.exit_code})" if one.exit_code else ""
         found.add_row(

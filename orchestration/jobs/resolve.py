@@ -18,7 +18,7 @@ import yaml
 
 from md4.errors import UserError
 from orchestration.jobs import secrets
-from orchestration.jobs.spec import VERBS, Job, Retry, make
+from orchestration.jobs.spec import VERBS, Job, make
 from pipelines.storage import Folder
 from pipelines.vocabularies import TOKENIZER
 
@@ -83,7 +83,7 @@ def resolve(
         files=files.texts,
         typed=shlex.join(["md4", verb, *arguments]),
         place=where,
-        **{"retry": Retry(), **facts},
+        **facts,
     )
 
 

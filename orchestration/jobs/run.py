@@ -5,6 +5,7 @@ command as a child process with the job's retries and time limit. Training whose
 command's exit code (`orchestration.jobs.attempts`).
 """
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -38,7 +39,7 @@ def main(path: str) -> int:
     except UserError as error:
         print(f"md4: {error}", file=sys.stderr)
         return error.exit_code
-    say(f"{job.command}")
+    say(f"{job.command} (md4 {importlib.metadata.version('md4')})")
     progress = partial(_newest_step, run) if run else lambda: None
     return Attempts(job, partial(_command, job, run and run[0]), environment, say, progress).run()
 

@@ -19,8 +19,8 @@ REFERENCES = "MD4_SECRETS"  # the variable with a job's references, for the proc
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Where the last part of a key says so, any value is one.
 _KEY = re.compile(
-    r"(?:^|[._-])(?:password|passwd|passphrase|pwd|secret|token|api_?key|access_?key(?:_id)?|secret_?key|private_?key|"
-    r"credentials?)$",
+    r"(?:^|[._-])(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key(?:[_-]id)?|"
+    r"secret[_-]?key|private[_-]?key|credentials?)$",
     re.IGNORECASE,
 )
 _VALUE = re.compile(

@@ -67,7 +67,7 @@ class Job(_Part):
     name: str
     labels: dict[str, str] = {}
     secrets: tuple[str, ...] = ()
-    retry: Retry = Retry()
+    retry: Retry = Retry.model_validate({})
     time_limit_s: float | None = Field(None, gt=0)
     num_cpus: float = Field(0, ge=0)
     num_gpus: float = Field(0, ge=0)
