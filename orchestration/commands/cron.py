@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from md4.errors import UserError
+from md4.errors import Failed, UserError
 from orchestration.commands.arguments import console, group, say
 from orchestration.commands.jobs import Address, duration, pairs
 
@@ -55,10 +55,11 @@ def add(
     A time that clocks leap over is taken at the leap, one that comes twice is taken once.
     """
     from orchestration.cron import Schedule, Store
-    from orchestration.cron.entry import make
+    from orchestration.cron.entry import check_name, make
     from orchestration.jobs.resolve import resolve
     from orchestration.jobs.spec import Retry
 
+    check_name(name)
     Schedule(at, zone)  # before what takes longer
     verb, *arguments = command
     job = resolve(
@@ -120,6 +121,9 @@ def history(
     if as_json:
         print(json.dumps([listing.record_tree(one) for one in records], indent=1))
         return
+    if not records:
+        say(f"{name}: no time has come yet")
+        return
     stored = entries.get(name)
     zone = UTC if stored is None or isinstance(stored, UserError) else stored.entry.times().zone
     console.print(listing.history(records, zone), soft_wrap=False)
@@ -147,6 +151,8 @@ def run(
     )
     if once:
         service.look()
+        if service.trouble:
+            raise Failed(f"not everything that is due could be done: {service.trouble}")
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: clock.stop.set())

@@ -34,8 +34,8 @@ def entries(found: Listed, now: datetime) -> Table:
             entry.zone,
             "paused" if entry.paused else coming,
             f"{last.status} {_span(last, zone)}" if last else "-",
-            entry.job.command,
-            style=last and _STYLES.get(last.status) if last and last.status in (Status.FAILED, Status.LOST) else None,
+            entry.job.typed or entry.job.command,
+            style=_STYLES.get(last.status) if last and not last.status.open else None,
         )
     return table
 
@@ -89,5 +89,5 @@ def _span(record: Record, zone: tzinfo) -> str:
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in titles:
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title in ("name", "at", "next", "planned", "began"))
     return table

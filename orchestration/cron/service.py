@@ -67,7 +67,7 @@ class Service:
         self._ledgers: dict[str, Ledger] = {}
         self._entries: dict[str, Entry] = {}
         self._away = ""  # why the cluster could not be asked in this look
-        self._failed = False  # was there any trouble in it?
+        self.trouble = ""  # the last that was in the way in this look
         self._said: dict[str, str] = {}  # the trouble that was said last, by where it is
 
     def run(self) -> None:
@@ -77,7 +77,7 @@ class Service:
             try:
                 self.look()
                 self._mention("the store", "")
-                failures = failures + 1 if self._failed else 0
+                failures = failures + 1 if self.trouble else 0
             except (UserError, OSError) as error:
                 if first:
                     raise
@@ -89,7 +89,7 @@ class Service:
 
     def look(self) -> None:
         """Do everything that is due now."""
-        self._away, self._failed = "", False
+        self._away = self.trouble = ""
         found = dict(self._store.entries())
         for name in found if self._ledgers else self._store.names():
             self._ledgers.setdefault(name, self._store.ledger(name))
@@ -101,7 +101,7 @@ class Service:
             except (UserError, OSError) as error:  # one entry's must not stop the others
                 trouble = str(error)
             self._mention(name, trouble)
-            self._failed = self._failed or bool(trouble)
+            self.trouble = trouble or self.trouble
         self._mention("the cluster", self._away)
 
     def next(self) -> datetime | None:
@@ -155,7 +155,7 @@ class Service:
             try:
                 answers[record.submission_id] = self._cluster.state(record.submission_id)
             except UserError as error:
-                self._away, self._failed = str(error), True
+                self._away = self.trouble = str(error)
         return answers
 
     def _act(self, actions: list[Action]) -> str:

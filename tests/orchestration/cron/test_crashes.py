@@ -79,9 +79,11 @@ def test_a_crash_anywhere_changes_nothing(tmp_path, overlap):
         return outcomes(store), crashed
 
     undisturbed, _ = night(whole := CrashAt(None), tmp_path / "whole")
-    assert {status for _, status in undisturbed} >= {"succeeded", "skipped" if overlap == "skip" else "running"} - (
-        {"running"} if overlap == "wait" else set()
-    )
+    assert [status for _, status in undisturbed] == [
+        "succeeded",
+        "skipped" if overlap == "skip" else "succeeded",
+        "succeeded",
+    ]
     for place in range(1, whole.seen):
         assert night(CrashAt(place), tmp_path / str(place)) == (undisturbed, True), place
 
@@ -100,7 +102,7 @@ def test_a_crash_anywhere_changes_nothing(tmp_path, overlap):
         max_size=5,
     ),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_each_time_has_one_outcome(overlap, catch_up, lasts, script):
     """Any sequence of downtimes, crashes and clusters that are away."""
     one = entry("*/10 * * * *", overlap=overlap, catch_up_s=catch_up)

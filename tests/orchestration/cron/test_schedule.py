@@ -49,7 +49,7 @@ def test_a_day_counts_that_fits_either_of_two_restrictions():
     st.sampled_from(["* * * * *", "*/7 */5 * * *", "13 4 * * 1-5", "0 0 29 2 *", "5,35 9-17 1-7 jan-jun sun"]),
     st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_times_are_those_that_the_fields_allow(expression, start):
     """Against the definition: every minute of three days is asked."""
 
@@ -116,7 +116,7 @@ def test_a_day_that_a_zone_left_out():
     st.sampled_from(["*/5 * * * *", "30 2 * * *", "0 */3 * * *", "59 1,2 * * 0"]),
     st.lists(st.floats(0, 1), min_size=1, max_size=8),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_cut_anywhere_the_times_are_the_same(zone, expression, cuts):
     schedule, start, end = Schedule(expression, zone), utc("2026-10-20"), utc("2026-11-03")
     whole = list(schedule.between(start, end))
