@@ -1,7 +1,7 @@
 """Submits jobs at their times, and notes what becomes of them.
 
 It may be ended or killed at any moment, and another one may run beside it: what it knows is in the store.
-Clocks of services that share a store may differ by a minute.
+Clocks of services that share a store may differ by a minute, and a submission may take three (`plan.SETTLE_S`).
 """
 
 import threading
@@ -19,6 +19,7 @@ from orchestration.jobs import Job, State
 LOOK_S = 30.0
 RUNNING_S = 10.0  # how soon the end of a run is noticed
 _FIRST_S = 5.0  # after the cluster or the store could not be reached; doubled each time, up to the usual pause
+_PROMPT_S = 30.0  # from a look at the clock to the attempt to submit that is noted with that time
 _ROUNDS = 50  # of one entry in one look
 
 
@@ -142,7 +143,7 @@ class Service:
             )
             if not actions:
                 break
-            if trouble := self._act(actions):
+            if trouble := self._act(actions, now):
                 return trouble
         return ""
 
@@ -158,7 +159,7 @@ class Service:
                 self._away = self.trouble = str(error)
         return answers
 
-    def _act(self, actions: list[Action]) -> str:
+    def _act(self, actions: list[Action], now: datetime) -> str:
         """Take the actions, in order, until another service was there first. What the cluster refused, if it did."""
         for action in actions:
             if isinstance(action, Create):
@@ -168,6 +169,8 @@ class Service:
                 continue
             if not self._store.change(action.old, action.new):
                 return ""
+            if isinstance(action, Submit) and (self._clock.now() - now).total_seconds() > _PROMPT_S:
+                return ""  # the attempt that was noted is not this one: look again
             try:
                 if isinstance(action, Submit):
                     self._submit(action.new)

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from itertools import count, pairwise
+from functools import partial
+from itertools import chain, count, pairwise, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration.cron import Record, Service, Store, service
+from orchestration.cron.plan import Change, Situation, plan
 from tests.orchestration.cron.world import Cluster, SetClock, check, entry, outcomes, run, utc
 
 START = utc("2026-11-30T00:00:30")
@@ -131,39 +133,49 @@ def test_each_time_has_one_outcome(overlap, catch_up, lasts, script):
 
 
 class Turns:
-    """Threads that go on one at a time, from tick to tick, as a list says."""
+    """Threads that go on one at a time, from tick to tick, as a script says: whose turn it is, and how many seconds
+    pass before. None pass while a submission is on its way: that it takes no minutes is what the service relies on.
+    """
 
-    def __init__(self, order: list[int]):
-        self._order = order
+    def __init__(self, clock: SetClock, script: list[tuple[int, int]]):
+        self._clock, self._script = clock, script
         self._here = threading.local()
         self._paused = threading.Semaphore(0)
+        self._at: dict[int, str] = {}
 
     def tick(self, what: str) -> None:
+        if (number := getattr(self._here, "number", None)) is None:  # the test itself
+            return
+        self._at[number] = what
         self._paused.release()
-        self._here.mine.acquire()
+        self._here.turn.acquire()
 
     def take(self, *tasks: Callable[[], None]) -> None:
         """Do these at the same time."""
-        mine = [threading.Semaphore(0) for _ in tasks]
+        turns = [threading.Semaphore(0) for _ in tasks]
         failures: list[BaseException] = []
         alive = set(range(len(tasks)))
 
         def go(number: int) -> None:
-            self._here.mine = mine[number]
-            mine[number].acquire()
+            self._here.number, self._here.turn = number, turns[number]
+            turns[number].acquire()
             try:
                 tasks[number]()
             except BaseException as error:
                 failures.append(error)
             alive.discard(number)
+            self._at.pop(number, None)
             self._paused.release()
 
         threads = [threading.Thread(target=go, args=(number,), daemon=True) for number in range(len(tasks))]
         for thread in threads:
             thread.start()
-        while alive:
-            turn = self._order.pop() if self._order else 0
-            mine[sorted(alive)[turn % len(alive)]].release()
+        for whose, seconds in chain(self._script, repeat((0, 0))):
+            if not alive:
+                break
+            if not {"changed", "submit arrives"} & set(self._at.values()):
+                self._clock.time += timedelta(seconds=seconds)
+            turns[sorted(alive)[whose % len(alive)]].release()
             self._paused.acquire()
         for thread in threads:
             thread.join()
@@ -174,23 +186,47 @@ class Turns:
 @given(
     overlap=st.sampled_from(["skip", "wait"]),
     lasts=st.sampled_from([0, 240, 900]),
-    order=st.lists(st.integers(0, 1), max_size=200),
-    pauses=st.lists(st.integers(1, 15), min_size=3, max_size=6),
+    script=st.lists(
+        st.tuples(st.integers(0, 1), st.sampled_from([0, 0, 0, 0, 0, 60, 300, 900])), min_size=40, max_size=150
+    ),
 )
 @settings(max_examples=40, deadline=None)
-def test_two_services_at_once(overlap, lasts, order, pauses):
-    """They take turns between any two steps. Where one was away longer than the other, nothing is done twice either."""
-    one = entry("*/10 * * * *", overlap=overlap, catch_up_s=3600)
-    turns, clock = Turns(order), SetClock(START)
+def test_two_services_at_once(overlap, lasts, script):
+    """They take turns between any two steps; one may go on with what it knew an hour ago."""
+    one = entry("*/10 * * * *", overlap=overlap, catch_up_s=1800)
+    clock = SetClock(START)
+    turns = Turns(clock, script)
     cluster = Cluster(clock, lambda _: lasts)
     cluster.ticks = turns.tick
     with TemporaryDirectory() as place:
         Store(place).add(one, START)
         both = [Service(Ticking(place, turns.tick), cluster, clock, lambda _: None) for _ in range(2)]
-        for minutes in pauses:
-            clock.time += timedelta(minutes=minutes)
-            turns.take(*(each.look for each in both))
-        cluster.ticks = lambda _: None
+
+        def work(mine: Service) -> None:
+            for _ in range(12):
+                turns.tick("look")
+                mine.look()
+
+        turns.take(*(partial(work, each) for each in both))
         run(Store(place), cluster, clock.time + timedelta(minutes=9))
         check(Store(place), cluster, one, START, clock.time)
         assert all(before[1] <= after[0] for before, after in pairwise(cluster.spans()))
+
+
+def test_an_answer_that_it_is_not_there_counts_after_a_while_only():
+    """The job may still turn up after a slow upload, or by another service: nothing takes its place too soon."""
+    one, planned = entry("*/10 * * * *", catch_up_s=3600), utc("2026-11-30T00:10")
+    facts = {"status": "waiting", "recorded": planned, "first_attempt": planned}
+    before = Record.model_validate({"name": "nightly", "planned": planned, "last": planned, **facts})
+    later = before.model_copy(update={"planned": utc("2026-11-30T00:20"), "last": utc("2026-11-30T00:20")})
+    later = later.model_copy(update={"first_attempt": None})
+
+    def actions(seconds_ago: int) -> list[tuple[str, str]]:
+        now = utc("2026-11-30T00:20:30")
+        tried = before.model_copy(update={"last_attempt": now - timedelta(seconds=seconds_ago)})
+        asked = {before.submission_id: None}
+        found = plan(Situation(entry=one, job="", seen=later.last, open=[tried, later], answers=asked, now=now))
+        return [(type(each).__name__, each.new.status.value) for each in found if isinstance(each, Change)]
+
+    assert actions(290) == []
+    assert actions(310) == [("Change", "missed"), ("Submit", "waiting")]
