@@ -6,9 +6,10 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from md4.errors import UserError
-from orchestration.commands.arguments import console, group, say
+from orchestration.commands.arguments import group, say
 
 sending = group()
 app = group("The jobs of a cluster: list, logs, stop, resubmit.")
@@ -18,6 +19,7 @@ Address = Annotated[
     typer.Option(help="the cluster's dashboard, http(s)://HOST:PORT; else RAY_API_SERVER_ADDRESS says it"),
 ]
 Which = Annotated[str, typer.Argument(help="a job's name, or the id of one of its attempts")]
+_TABLE_WIDTH = 500  # no row is cut or folded: what is long, the terminal wraps
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -145,7 +147,7 @@ def show(
     if as_json:
         print(json.dumps([one.as_tree() for one in found], indent=1))
     else:
-        console.print(table(found), soft_wrap=False, width=400, crop=False)
+        Console(width=_TABLE_WIDTH).print(table(found))
 
 
 @app.command()

@@ -1,15 +1,24 @@
 """What is to run, and when."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from md4.errors import UserError
 from orchestration.cron.schedule import Schedule
 from orchestration.jobs import Job
 
 ON_TIME_S = 60  # a time that is seen within a minute is not late
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+
+
+def check_name(name: str) -> str:
+    """UserError for what can't be the name of an entry."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"name {name!r}: at most 40 of a-z 0-9 - are allowed, with a letter or digit at both ends")
+    return name
 
 
 def _zone_of_the_list(zone: str) -> str:
@@ -28,7 +37,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name
+    name: Annotated[str, AfterValidator(check_name)]
     schedule: str = Field(description="minute, hour, day of month, month, day of week, as in crontab(5)")
     zone: Annotated[str, AfterValidator(_zone_of_the_list)] = Field("UTC", description="of the IANA list")
     job: Job
@@ -49,3 +58,16 @@ class Entry(BaseModel):
     def window_s(self) -> float:
         """Seconds after a planned time within which it may still be run."""
         return max(ON_TIME_S, self.catch_up_s)
+
+
+def make(**facts: object) -> Entry:
+    """An entry; UserError with one line for each mistake."""
+    try:
+        return Entry.model_validate(facts)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+            ours = not key or problem["type"] == "value_error"  # those name the value themselves
+            lines.append(message if ours else f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}")
+        raise UserError("\n".join(lines)) from None

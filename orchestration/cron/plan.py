@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from orchestration.cron.durations import duration
 from orchestration.cron.entry import Entry
 from orchestration.cron.records import Record, Status
-from orchestration.durations import duration
 from orchestration.jobs import State
 
-SETTLE_S = 120  # after an attempt to submit, an unknown id may still turn up so long (slow upload, another service)
+SETTLE_S = 300  # after an attempt to submit, an unknown id may still turn up so long (slow upload, another service)
 STOP_S = 60  # a job that ends itself at its time limit has so long for it, before the service stops it, and again
 _ENDS = {State.SUCCEEDED: Status.SUCCEEDED, State.FAILED: Status.FAILED, State.STOPPED: Status.STOPPED}
 

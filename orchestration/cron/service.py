@@ -1,7 +1,7 @@
 """Submits jobs at their times, and notes what becomes of them.
 
 It may be ended or killed at any moment, and another one may run beside it: what it knows is in the store.
-Clocks of services that share a store may differ by a minute.
+Clocks of services that share a store may differ by a minute, and a submission may take three (`plan.SETTLE_S`).
 """
 
 import threading
@@ -19,6 +19,7 @@ from orchestration.jobs import Job, State
 LOOK_S = 30.0
 RUNNING_S = 10.0  # how soon the end of a run is noticed
 _FIRST_S = 5.0  # after the cluster or the store could not be reached; doubled each time, up to the usual pause
+_PROMPT_S = 30.0  # from a look at the clock to the attempt to submit that is noted with that time
 _ROUNDS = 50  # of one entry in one look
 
 
@@ -67,7 +68,7 @@ class Service:
         self._ledgers: dict[str, Ledger] = {}
         self._entries: dict[str, Entry] = {}
         self._away = ""  # why the cluster could not be asked in this look
-        self._failed = False  # was there any trouble in it?
+        self.trouble = ""  # the last that was in the way in this look
         self._said: dict[str, str] = {}  # the trouble that was said last, by where it is
 
     def run(self) -> None:
@@ -77,7 +78,7 @@ class Service:
             try:
                 self.look()
                 self._mention("the store", "")
-                failures = failures + 1 if self._failed else 0
+                failures = failures + 1 if self.trouble else 0
             except (UserError, OSError) as error:
                 if first:
                     raise
@@ -89,7 +90,7 @@ class Service:
 
     def look(self) -> None:
         """Do everything that is due now."""
-        self._away, self._failed = "", False
+        self._away = self.trouble = ""
         found = dict(self._store.entries())
         for name in found if self._ledgers else self._store.names():
             self._ledgers.setdefault(name, self._store.ledger(name))
@@ -101,7 +102,7 @@ class Service:
             except (UserError, OSError) as error:  # one entry's must not stop the others
                 trouble = str(error)
             self._mention(name, trouble)
-            self._failed = self._failed or bool(trouble)
+            self.trouble = trouble or self.trouble
         self._mention("the cluster", self._away)
 
     def next(self) -> datetime | None:
@@ -142,7 +143,7 @@ class Service:
             )
             if not actions:
                 break
-            if trouble := self._act(actions):
+            if trouble := self._act(actions, now):
                 return trouble
         return ""
 
@@ -155,10 +156,10 @@ class Service:
             try:
                 answers[record.submission_id] = self._cluster.state(record.submission_id)
             except UserError as error:
-                self._away, self._failed = str(error), True
+                self._away = self.trouble = str(error)
         return answers
 
-    def _act(self, actions: list[Action]) -> str:
+    def _act(self, actions: list[Action], now: datetime) -> str:
         """Take the actions, in order, until another service was there first. What the cluster refused, if it did."""
         for action in actions:
             if isinstance(action, Create):
@@ -168,6 +169,8 @@ class Service:
                 continue
             if not self._store.change(action.old, action.new):
                 return ""
+            if isinstance(action, Submit) and (self._clock.now() - now).total_seconds() > _PROMPT_S:
+                return ""  # the attempt that was noted is not this one: look again
             try:
                 if isinstance(action, Submit):
                     self._submit(action.new)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PATIENCE = 600.0  # seconds without an answer after which following is given up
 _TOKEN_PATIENCE = 60.0  # of answers that the token is wrong: another one may be on its way
 _LOOK_SECONDS = 10.0  # between two questions how the job is
-_WAITS = wait_exponential_jitter(initial=0.5, max=15, jitter=0.5)
+_WAITS = wait_exponential_jitter(multiplier=0.5, max=15, jitter=0.5)
 
 
 class Following:

@@ -23,7 +23,10 @@ class SetClock:
 
     def wait(self, seconds: float) -> bool:
         self.time += timedelta(seconds=max(seconds, 0.001))
-        return self.end is not None and self.time >= self.end
+        if self.end is None or self.time < self.end:
+            return False
+        self.time = self.end
+        return True
 
 
 class Cluster:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +43,7 @@ class Head:
         self.write_token(token)
         self.ports = ports or dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self._environment = {**os.environ, **ENVIRONMENT, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        self._environment |= {"RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        self._environment["RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR"] = "0"
         self._environment |= self.access(self.token) | environment
         for name in ("PYTHONPATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MD4_CACHE"):
             self._environment.pop(name, None)
@@ -96,16 +95,7 @@ class Head:
 
     def close(self) -> None:
         """End all of it, and remove its folder."""
-        everything = self._everything()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
-        for process in everything:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
+        self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _everything(self) -> list[psutil.Process]:

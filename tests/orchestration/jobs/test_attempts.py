@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -116,9 +115,7 @@ def test_progress_forgives_earlier_failures(tmp_path):
 
 
 def test_a_child_killed_by_a_signal_has_failed(tmp_path):
-    found, _ = attempts(
-        ["import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], retry=Retry(attempts=1)
-    )
+    found, _ = attempts(["import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], retry=Retry(attempts=1))
     assert found.run() == 128 + signal.SIGKILL
 
 
@@ -146,9 +143,7 @@ def test_what_does_not_end_is_killed(tmp_path):
 
 def test_time_spent_waiting_counts_for_the_limit(tmp_path):
     clock = Clock()
-    found, said = attempts(
-        ["exit(1)"] * 3, clock, retry=Retry(attempts=9, first_s=60, longest_s=60), time_limit_s=100
-    )
+    found, said = attempts(["exit(1)"] * 3, clock, retry=Retry(attempts=9, first_s=60, longest_s=60), time_limit_s=100)
     waits = no_waits(found, clock)
     assert found.run() == 124
     assert waits == [60, 40]

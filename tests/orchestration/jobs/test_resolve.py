@@ -166,7 +166,9 @@ def test_what_is_packed_lies_under_a_hash_of_its_content():
 def test_packages_that_are_missing_or_too_old_are_named():
     sent = versions.describe()
     assert versions.compare(sent) == []
-    with pytest.raises(UserError, match=r"absent-package is missing \(>=2 is needed\), pydantic is .* \(>=99 is needed\)"):
+    with pytest.raises(
+        UserError, match=r"absent-package is missing \(>=2 is needed\), pydantic is .* \(>=99 is needed\)"
+    ):
         versions.compare({**sent, "requires": ["absent-package>=2", "pydantic>=99"]})
     other = {**sent, "versions": {**sent["versions"], "pydantic": "2.0"}, "python": "3.9.1"}
     python, pydantic = versions.compare(other)
