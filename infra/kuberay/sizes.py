@@ -64,8 +64,8 @@ def head(drivers: bool) -> Size:
     return Size(2, (4 if drivers else 3) * _GIB + _GIB // 2, _GIB // 2, slots=0)
 
 
-def of_training(config: Config, pods: int, gpu_memory: str | None, memory: str | None) -> Size:
-    """A pod of `pods` workers; UserError where the plan says that the run can't fit what is given.
+def of_training(config: Config, per_pod: int, gpu_memory: str | None, memory: str | None) -> Size:
+    """A pod of `per_pod` workers; UserError where the plan says that the run can't fit what is given.
 
     gpu_memory: of one GPU, such as 80GB; memory: of the pod, such as 16GiB. Elastic runs need most on the
     fewest workers.
@@ -73,8 +73,8 @@ def of_training(config: Config, pods: int, gpu_memory: str | None, memory: str |
     train, cuda = config.train, on_gpus(config)
     if gpu_memory is not None and not cuda:
         raise UserError(f"--gpu-memory {gpu_memory}: train.device={train.device} uses no GPU")
-    if train.most_workers % pods or train.least_workers % pods:
-        raise UserError(f"--workers-per-pod {pods} must divide train.workers={train.workers}")
+    if train.most_workers % per_pod or train.least_workers % per_pod:
+        raise UserError(f"--workers-per-pod {per_pod} must divide train.workers={train.workers}")
     device = torch.device("cuda" if cuda else "cpu")
     # "auto" follows the CPU of this machine here; float32 needs as much as any.
     compute = products(config, device) if cuda or train.precision != "auto" else torch.float32
@@ -88,16 +88,18 @@ def of_training(config: Config, pods: int, gpu_memory: str | None, memory: str |
     copy = _STATE * count_parameters(config.model) // share
     worker = _PROCESS + cuda * _CUDA + train.spare * _SPARE + _READERS + tensors + copy
     rows = config.data.cache_mb * 1_000_000 if config.data.order != "lanes" else 0  # pages of a file; slow without
-    shared = (4 * _GIB if cuda else _GIB) * (1 if pods == 1 else 2)
-    need = int((_NODE + pods * worker) * MARGIN) + rows + shared
+    shared = (4 * _GIB if cuda else _GIB) * (1 if per_pod == 1 else 2)
+    need = int((_NODE + per_pod * worker) * MARGIN) + rows + shared
     reason = (
-        f"{size(need)} counted: {pods} x {size(worker)} (of these tensors {size(tensors)}, a checkpoint's copy "
+        f"{size(need)} counted: {per_pod} x {size(worker)} (of these tensors {size(tensors)}, a checkpoint's copy "
         f"{size(copy)}), times {MARGIN}, decoded rows {size(rows)}, /dev/shm {size(shared)}"
     )
     if memory is not None:
         need = _at_least(memory, need, reason)
-    cpus = pods * (train.threads + 1)  # beside each worker: readers, the writer of checkpoints
-    return Size(cpus, need, shared, slots=pods if not cuda else max(pods, cpus), gpus=pods * cuda, reason=reason)
+    cpus = per_pod * (train.threads + 1)  # beside each worker: readers, the writer of checkpoints
+    return Size(
+        cpus, need, shared, slots=per_pod if not cuda else max(per_pod, cpus), gpus=per_pod * cuda, reason=reason
+    )
 
 
 def of_serving(config: Config, memory: str | None) -> Size:
