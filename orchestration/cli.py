@@ -13,6 +13,8 @@ import typer
 from md4.errors import UserError
 from orchestration.commands import cron, data, evaluation, jobs, sampling, serving, tokenizer, training
 
+_INTERRUPTED = 130  # exit code
+
 app = typer.Typer(
     help="Masked diffusion on discrete data: prepare, train, evaluate, sample, serve.",
     no_args_is_help=True,
@@ -34,7 +36,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed|ray)\b.*")
     try:
         _check_packages()
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == _INTERRUPTED:  # typer makes a return value of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         print(f"md4: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -43,7 +46,7 @@ def main() -> None:
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("md4: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
 
 
 def _check_packages() -> None:

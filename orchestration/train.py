@@ -186,9 +186,7 @@ def _explain(error: Exception, run: Run) -> Exception:
             return type(cause)(str(cause))
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = "\n".join(f"worker {rank}: {last_line(failure)}" for rank, failure in failures.items())
-    return Failed(
-        f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume"
-    )
+    return Failed(f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume")
 
 
 class _Follower:

@@ -250,7 +250,8 @@ class Jobs:
 
     def away(self, error: BaseException) -> Away:
         """The exception for a request that nobody answered."""
-        return Away(f"no dashboard of Ray answers at {self.address} ({_first_line(error)})")
+        why = _first_line(error).rpartition(": ")[2].strip("'\")>] ")  # of the many that each have the next inside
+        return Away(f"no dashboard of Ray answers at {self.address} ({why})")
 
     def refused(self) -> Refused:
         """The exception for a token that was not accepted, or not given."""
