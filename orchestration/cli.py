@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from md4.errors import UserError
-from orchestration.commands import data, evaluation, jobs, sampling, serving, tokenizer, training
+from orchestration.commands import cron, data, evaluation, jobs, render, sampling, serving, tokenizer, training
 
 _INTERRUPTED = 130  # exit code
 
@@ -26,8 +26,10 @@ for verbs in (training, evaluation, sampling, serving):
     app.add_typer(verbs.app)
 app.add_typer(jobs.sending)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(cron.app, name="cron")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(render.app, name="render")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 from md4.errors import Failed, UserError
 from md4.model import count_parameters
 from orchestration import checkpoints, memory_plan, spares
-from orchestration.cluster import cluster, worker_environment
+from orchestration.cluster import address, cluster, gpus, worker_environment
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
 from orchestration.events import Events
@@ -39,7 +39,7 @@ class Outcome:
 
 def check(config: Config, resume: bool, report: Report) -> None:
     """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
-    if config.train.device == "cuda" and not torch.cuda.is_available():
+    if config.train.device == "cuda" and not torch.cuda.is_available() and address() is None:
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
     memory_plan.check(config)
     for note in check_corpus(config.data):
@@ -127,7 +127,10 @@ def _check_classes(config: Config, folder: Place, manifest: Manifest) -> None:
 
 
 def _use_gpu(config: Config) -> bool:
-    return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
+    """Does each worker take a GPU? The machines of a cluster that was joined may have them, and the driver's none."""
+    if config.train.device == "auto":
+        return torch.cuda.is_available() or (address() is not None and gpus() > 0)
+    return config.train.device == "cuda"
 
 
 def _scaling(config: Config) -> Any:

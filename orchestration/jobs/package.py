@@ -22,7 +22,8 @@ from orchestration.jobs.spec import ENVIRONMENT, SPEC, Job
 from pipelines.fetch import cache_folder
 
 ENTRYPOINT = ("python", "-m", "orchestration.jobs.run", SPEC)
-_STOP_SECONDS = 60  # what a stopped job may take to end itself
+# How Ray stops a job. Its own signal would end Python without a word; and it kills after 3 s.
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 # Keys of what Ray keeps with a job.
 NAME, ATTEMPT, VERB, COMMAND, DIGEST, PLACE, LABEL = (
     f"md4/{key}" for key in ("name", "attempt", "verb", "command", "digest", "place", "label/")
@@ -96,8 +97,7 @@ def pack(job: Job, submission_id: str, *, install: bool = False) -> Package:
     about = job.model_dump_json(exclude={"files"}, indent=1) + "\n"
     files = {SPEC: about, ENVIRONMENT: json.dumps(versions.describe(), indent=1) + "\n", **job.files}
     folder = _write(cache, files)
-    # Ray's own signal would end Python without a word; and it kills after 3 s.
-    variables = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}
+    variables = dict(STOPPING)
     if job.secrets:  # resolved in each process, on its own machine
         variables |= {
             secrets.REFERENCES: " ".join(job.secrets),
@@ -107,11 +107,15 @@ def pack(job: Job, submission_id: str, *, install: bool = False) -> Package:
     if install:
         environment["pip"] = versions.pins()
     number = attempt(job.name, submission_id)
-    metadata = {NAME: job.name, VERB: job.verb, COMMAND: job.typed or job.command, DIGEST: digest(job)}
-    metadata |= {} if number is None else {ATTEMPT: str(number)}
-    metadata |= {} if job.place is None else {PLACE: job.place}
-    metadata |= {LABEL + key: value for key, value in job.labels.items()}
-    return Package(job, submission_id, folder, code, environment, metadata)
+    facts = metadata(job) | ({} if number is None else {ATTEMPT: str(number)})
+    return Package(job, submission_id, folder, code, environment, facts)
+
+
+def metadata(job: Job) -> dict[str, str]:
+    """What Ray keeps with a job, of all its attempts."""
+    found = {NAME: job.name, VERB: job.verb, COMMAND: job.typed or job.command, DIGEST: digest(job)}
+    found |= {} if job.place is None else {PLACE: job.place}
+    return found | {LABEL + key: value for key, value in job.labels.items()}
 
 
 def _write(cache: Path, files: dict[str, str]) -> Path:
