@@ -10,6 +10,7 @@ from rich.console import Console
 from md4.errors import UserError
 
 console = Console(highlight=False, soft_wrap=True)
+wide = Console(highlight=False, width=500)  # of tables of which no row is cut or folded: the terminal wraps it
 
 Preset = Annotated[str, typer.Argument(help="name of a preset, or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, e.g. train.steps=100")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from md4.errors import Failed, UserError
-from orchestration.commands.arguments import console, duration, group, pairs, say
+from orchestration.commands.arguments import console, duration, group, pairs, say, wide
 from orchestration.commands.jobs import Address, Cpus, Gpus, Include, Label, Place, Secret
 
 app = group("Jobs at their times: add, list, run, history, pause, resume, remove.")
@@ -117,7 +117,7 @@ def history(
         return
     stored = entries.get(name)
     zone = UTC if stored is None or isinstance(stored, UserError) else stored.entry.times().zone
-    console.print(listing.history(records, zone), soft_wrap=False)
+    wide.print(listing.history(records, zone))
 
 
 @app.command()

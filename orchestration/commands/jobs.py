@@ -5,9 +5,8 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from orchestration.commands.arguments import duration, group, pairs, say
+from orchestration.commands.arguments import duration, group, pairs, say, wide
 
 sending = group()
 app = group("The jobs of a cluster: list, logs, stop, resubmit.")
@@ -29,7 +28,6 @@ Label = Annotated[list[str] | None, typer.Option(help="KEY=VALUE, e.g. owner=ann
 Cpus = Annotated[float, typer.Option(min=0, help="of the driver; 0 = on the head node")]
 Gpus = Annotated[float, typer.Option(min=0, help="of the driver")]
 Which = Annotated[str, typer.Argument(help="a job's name, or the id of one of its attempts")]
-_TABLE_WIDTH = 500  # no row is cut or folded: what is long, the terminal wraps
 
 
 @sending.command(
@@ -89,15 +87,15 @@ def submit(
         num_cpus=cpus,
         num_gpus=gpus,
     )
-    from orchestration.jobs.client import Jobs, dashboard
-
     if dry_run:
+        from orchestration.jobs.connection import dashboard
         from orchestration.jobs.package import pack
 
         package = pack(job, f"{job.name}-1", install=install)
         say(package.describe(dashboard(address) or "http://HOST:8265"))
         say("\nnothing was sent (--dry-run)")
         return
+    from orchestration.jobs.client import Jobs
     from orchestration.jobs.submission import submit as send
 
     jobs = Jobs(address)
@@ -129,7 +127,7 @@ def show(
     elif not found:
         say(f"no such jobs at {jobs.address}" if name or label else f"no jobs of md4 at {jobs.address}")
     else:
-        Console(width=_TABLE_WIDTH).print(table(found))
+        wide.print(table(found))
 
 
 @app.command()
