@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from infra.kuberay.options import named
 from md4.errors import UserError
 from orchestration.config import Config
 from pipelines.storage import Folder
@@ -28,6 +29,7 @@ class Places:
             return
         scheme, _, rest = storage.partition(":")
         if scheme == "pvc" and rest:
+            named("--storage pvc:", rest)
             self.claim, self.base = rest, MOUNT
         elif scheme == "s3":
             self.base = str(Folder(storage))  # UserError for what is no url of S3

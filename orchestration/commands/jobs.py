@@ -151,6 +151,7 @@ def logs(
 def stop(which: Which, address: Address = None) -> None:
     """Stop a job; training goes on from its last checkpoint when it is submitted again."""
     from orchestration.jobs.client import Jobs
+    from orchestration.jobs.spec import State
 
     jobs = Jobs(address)
     found = jobs.find(which)
@@ -158,7 +159,10 @@ def stop(which: Which, address: Address = None) -> None:
         say(f"{found.id} is over already: {found.state}")
         return
     jobs.stop(found.id)
-    say(f"{found.id} was asked to end; submitted again, it goes on")
+    if found.state == State.PENDING:
+        say(f"{found.id} has not begun, and ends when its turn comes")
+    else:
+        say(f"{found.id} was asked to end; submitted again, it goes on")
 
 
 @app.command()

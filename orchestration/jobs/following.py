@@ -44,6 +44,7 @@ class Following:
         self._line = ""  # the last one, not yet complete
         self._complete = False  # did the log's stream end as it should?
         self._known = False  # has the cluster ever known the job?
+        self._waiting = ""  # why it has not begun, as was said last
 
     def to_the_end(self) -> State:
         """Say every line; returns when the job is over."""
@@ -81,6 +82,7 @@ class Following:
                     if found.state.over:  # what is left of the log comes at once, or not at all
                         await asyncio.wait({stream}, timeout=_LOOK_SECONDS)
                         return
+                    self._say_why_it_waits(found)
             await stream
         finally:
             stream.cancel()
@@ -116,6 +118,12 @@ class Following:
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
             self._say(line)
+
+    def _say_why_it_waits(self, found: "Known") -> None:
+        why = (found.message or "") if found.state == State.PENDING else ""
+        if why and why != self._waiting:
+            self._say(f"md4: {self._id} is pending: {why.strip()}")
+        self._waiting = why
 
     def _look(self) -> "Known":
         found = self._jobs.look(self._id)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from md4.errors import UserError
+from orchestration.cli import main
 from orchestration.jobs import Job, Jobs, State
 from orchestration.jobs.connection import Refused
 from orchestration.jobs.package import pack
@@ -43,6 +44,24 @@ def said(command: subprocess.Popen[str], seconds: float = SOON) -> tuple[int, st
     """Exit code and all that was printed."""
     out, _ = command.communicate(timeout=seconds)
     return command.returncode, out
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """`here("jobs", "list")` -> exit code and all that was printed, of a command in this process: what it imports is here
+    already."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["md4", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        found = capsys.readouterr()
+        return code, found.out + found.err
+
+    return run
 
 
 def read_until(command: subprocess.Popen[str], text: str) -> None:
@@ -183,11 +202,10 @@ def test_a_secret_reaches_the_workers_and_is_nowhere_written(sender):
     assert SECRET not in kept
 
 
-def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, s3, corpus, data_directory, tmp_path):
+def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, here, s3, corpus, data_directory, tmp_path):
     settings = tiny_settings(corpus, data_directory, tmp_path / "runs")
-    command = md4("submit", "--wait", "0", "train", "pydocs-tiny", *settings, "name=nobucket",
-                  "checkpoint.directory=s3://absent-bucket/x")  # fmt: skip
-    code, out = said(command)
+    wrong = ["name=nobucket", "checkpoint.directory=s3://absent-bucket/x"]
+    code, out = here("submit", "--wait", "0", "train", "pydocs-tiny", *settings, *wrong)
     assert code == 2, out
     assert "the bucket 'absent-bucket' does not exist" in out
     assert "failure 1 of" not in out
@@ -195,7 +213,7 @@ def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, s3, corpus, data_
     assert not (tmp_path / "runs").exists()
 
 
-def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, corpus, data_directory, tmp_path):
+def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, here, corpus, data_directory, tmp_path):
     def settings(runs: str) -> list[str]:
         return [*tiny_settings(corpus, data_directory, tmp_path / runs), "train.steps=4", "train.workers=1"]
 
@@ -206,19 +224,19 @@ def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, co
     first.wait()
 
     # Other settings under the same name are refused while it runs; the same ones follow it to its end.
-    code, out = said(md4(*ours, "train.steps=5"))
+    code, out = here(*ours, "train.steps=5")
     assert code == 2, out
     assert "tiny-1 is running, and another job" in out
-    code, out = said(md4(*ours))
+    code, out = here(*ours)
     assert code == 0, out
     assert "tiny-1 is the same, and running: nothing new is submitted" in out
     assert "done: step 4" in out
-    code, out = said(md4(*ours))
+    code, out = here(*ours)
     assert code == 0, out
     assert "tiny-1 is the same, and has succeeded" in out
 
     # What --dry-run prints as the plain command does the same.
-    code, out = said(md4("submit", "--dry-run", "train", "pydocs-tiny", *settings("plain"), "name=plain"))
+    code, out = here("submit", "--dry-run", "train", "pydocs-tiny", *settings("plain"), "name=plain")
     assert code == 0, out
     plain = next(line for line in out.splitlines() if line.strip().startswith("ray job submit"))
     done = subprocess.run(plain, shell=True, env=os.environ, capture_output=True, text=True, timeout=2 * SOON)
@@ -227,16 +245,16 @@ def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, co
     mine, other = Run(tmp_path / "ours" / "tiny"), Run(tmp_path / "plain" / "plain")
     assert figures(mine) == figures(other)
     assert weights(mine) == weights(other)
-    code, out = said(md4("jobs", "list", "--label", "owner=anna", "--name", "tiny"))
+    code, out = here("jobs", "list", "--label", "owner=anna", "--name", "tiny")
     assert code == 0, out
     assert [word for word in ("tiny", "train", "succeeded", "owner=anna", str(mine.path)) if word not in out] == []
 
 
-def test_a_stopped_job_ends_with_its_own_code(sender, corpus, data_directory, tmp_path):
+def test_a_stopped_job_ends_with_its_own_code(sender, here, corpus, data_directory, tmp_path):
     settings = [*tiny_settings(corpus, data_directory, tmp_path / "runs"), "name=stopped", "train.steps=100000"]
     command = md4("submit", "train", "pydocs-tiny", *settings)
     read_until(command, "job: md4 train")
-    code, out = said(md4("jobs", "stop", "stopped"))
+    code, out = here("jobs", "stop", "stopped")
     assert code == 0, out
     assert "stopped-1 was asked to end" in out
     code, out = said(command)

@@ -52,6 +52,7 @@ def test_other_verbs_keep_their_options():
     assert job.arguments == (
         "--rows", "3", "--zero-shot", "ptb", "--data", "s3://bucket/sets", "--no-ema", f"{PLACE}/runs/mine",
     )  # fmt: skip
+    assert resolve("sample", [f"{PLACE}/runs/mine"]).arguments == (f"{PLACE}/runs/mine",)
     assert resolve("quality", [f"{PLACE}/runs/mine", "top_p=0.9"]).arguments == (f"{PLACE}/runs/mine", "top_p=0.9")
 
 
@@ -99,6 +100,7 @@ def test_a_trained_tokenizer_goes_along(elsewhere):
         (["--label", "owner", "evaluate", f"{PLACE}/x"], "--label 'owner' is not of the form KEY=VALUE"),
         (["--label", "owner=a b", "evaluate", f"{PLACE}/x"], "owner=a b: at most 63 of"),
         (["--time-limit", "soon", "evaluate", f"{PLACE}/x"], "--time-limit 'soon' is not a time"),
+        (["--attempts", "2000", "evaluate", f"{PLACE}/x"], "retry.attempts=2000: Input should be less than"),
         (["--name", "a/b", "evaluate", f"{PLACE}/x"], "name='a/b': at most 63 of a-z"),
         (["--include", "absent", "evaluate", f"{PLACE}/x"], "--include absent: there is no such file"),
         (["--include", "picture.png", "evaluate", f"{PLACE}/x"], "picture.png is not a text file"),
@@ -108,6 +110,7 @@ def test_a_trained_tokenizer_goes_along(elsewhere):
         (["evaluate"], "Missing argument"),
         (["evaluate", f"{PLACE}/x"], "which cluster? --address http://HOST:8265"),
         (["--address", "ftp://host", "evaluate", f"{PLACE}/x"], "address 'ftp://host' must be http://HOST:PORT"),
+        (["--address", "127.0.0.1:9", "evaluate", f"{PLACE}/x"], "nobody answers at 127.0.0.1:9 ("),
         (["--address", "http://127.0.0.1:9", "evaluate", f"{PLACE}/x"], "no dashboard of Ray answers at http://127"),
     ],
 )
