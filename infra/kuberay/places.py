@@ -29,7 +29,7 @@ class Places:
             return
         scheme, _, rest = storage.partition(":")
         if scheme == "pvc" and rest:
-            named("--storage pvc:", rest)
+            named("--storage pvc", rest)
             self.claim, self.base = rest, MOUNT
         elif scheme == "s3":
             self.base = str(Folder(storage))  # UserError for what is no url of S3

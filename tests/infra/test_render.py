@@ -375,6 +375,7 @@ def test_labels_of_ones_own_do_not_hide_those_that_pods_are_found_by():
         ([], {"memory": "much"}, "memory 'much' must be a size"),
         (["name=8gpus"], {}, "name=8gpus: KubeRay's names begin with a letter"),
         ([f"name={'a' * 48}"], {}, "47 characters at most"),
+        ([], {"storage": "pvc:My_Claim"}, "--storage pvc 'My_Claim': a name in Kubernetes"),
         ([], {"namespace": "My_Space"}, "--namespace 'My_Space'"),
         ([], {"labels": {"team": "a b"}}, "--label team=a b"),
         ([], {"gateway_class": "istio"}, "--kind job has none"),

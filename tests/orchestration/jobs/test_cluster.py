@@ -12,7 +12,7 @@ import pytest
 
 from md4.errors import UserError
 from orchestration.cli import main
-from orchestration.jobs import Job, Jobs, State
+from orchestration.jobs import Job, Jobs, State, following
 from orchestration.jobs.connection import Refused
 from orchestration.jobs.package import pack
 from orchestration.jobs.submission import resubmit
@@ -22,6 +22,7 @@ from tests.orchestration.conftest import tiny_settings
 from tests.orchestration.driver import wait_for
 from tests.orchestration.jobs.conftest import SECRET
 from tests.orchestration.jobs.door import Door
+from tests.orchestration.jobs.head import CPUS
 
 SOON = 120.0  # seconds: for what takes one on a machine that is not busy
 # A real job of the cluster that says a line whenever a file appears.
@@ -48,8 +49,8 @@ def said(command: subprocess.Popen[str], seconds: float = SOON) -> tuple[int, st
 
 @pytest.fixture
 def here(capsys, monkeypatch):
-    """`here("jobs", "list")` -> exit code and all that was printed, of a command in this process: what it imports is here
-    already."""
+    """`here("jobs", "list")` -> exit code and all that was printed, of a command in this process, which has imported
+    what it needs."""
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["md4", *arguments])
@@ -99,8 +100,9 @@ class Follower:
         return self.outcome
 
 
-def send_lines(jobs: Jobs, submission_id: str, folder: Path) -> None:
-    assert jobs.send(submission_id, LINES.format(folder=folder), {}, {"md4/name": submission_id, "md4/verb": "train"})
+def send_lines(jobs: Jobs, submission_id: str, folder: Path, **resources: float) -> None:
+    facts = {"md4/name": submission_id, "md4/verb": "train"}
+    assert jobs.send(submission_id, LINES.format(folder=folder), {}, facts, **resources)
 
 
 def test_an_id_is_there_once_and_a_mistake_is_not_tried_again(sender):
@@ -167,6 +169,20 @@ def test_a_token_that_is_wrong_or_missing_is_named(sender, tmp_path, monkeypatch
     monkeypatch.delenv("RAY_AUTH_MODE")
     with pytest.raises(Refused, match="asks for a token: set RAY_AUTH_MODE=token"):
         Jobs().known()
+
+
+def test_who_follows_a_job_that_has_not_begun_is_told_why(sender, tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "_LOOK_SECONDS", 0.2)
+    jobs = Jobs()
+    send_lines(jobs, "first-1", tmp_path, entrypoint_num_cpus=CPUS)
+    wait_for(lambda: jobs.state("first-1") == State.RUNNING, SOON, "the job that takes all CPUs")
+    assert jobs.send("second-1", "true", {}, {"md4/name": "second"}, entrypoint_num_cpus=1)
+    follower = Follower(jobs, "second-1")
+    follower.wait_for("md4: second-1 is pending: Job has not started yet. It may be waiting for resources")
+    for name in "123":
+        (tmp_path / name).touch()
+    assert follower.end() == State.SUCCEEDED
+    assert len([line for line in follower.lines if "is pending" in line]) == 1
 
 
 def test_a_job_that_the_cluster_does_not_know_is_named(sender):
