@@ -168,15 +168,25 @@ class Loaded:
 
 
 def load_model(
-    path: str | Path, *, ema: bool = True, compute: torch.dtype = torch.float32, report: Callable[[str], None] = print
+    path: str | Path,
+    *,
+    ema: bool = True,
+    compute: torch.dtype = torch.float32,
+    report: Callable[[str], None] = print,
+    step: int | None = None,
 ) -> Loaded:
-    """The model of a run's newest sound checkpoint, in eval mode, with averaged weights if there are any.
+    """The model of a run's newest sound checkpoint, or of that of a step, in eval mode, with averaged weights if there
+    are any.
 
     Raises:
-        UserError: not a run, or no sound checkpoint in it.
+        UserError: not a run, or no (such) sound checkpoint in it.
     """
     run = Run(path)
-    checkpoint = checkpoints.newest(run.checkpoints, report)
+    checkpoint = checkpoints.newest(run.checkpoints, report, step)
+    if checkpoint is None and step is not None:
+        steps = sorted({int(one.name[5:13]) for one in checkpoints.committed_in(run.checkpoints)})
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"run {run.path} has no sound checkpoint of step {step}; there are those of {known}")
     if checkpoint is None:
         raise UserError(f"run {run.path} has no sound checkpoint yet")
     kind = "ema" if ema and "ema" in checkpoint.kinds else "weights"
