@@ -198,7 +198,7 @@ def read(
         found = data.to_table(filter=rule).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"the table of results in {folder} can't be read: {error}") from None
-    return sorted(map(Result.model_validate, found), key=lambda one: (one.created, one.attempt, one.metric))
+    return sorted(map(Result.model_validate, found), key=lambda one: (one.created, one.attempt))
 
 
 def contributions(table: Place, attempt: str) -> dict[str, Contributions]:
@@ -237,7 +237,7 @@ def difference(a: Result, b: Result, rows: Sequence[Contributions | None] | None
         first, second = rows
         if first is not None and second is not None and np.array_equal(first.rows, second.rows):
             error = _spread(first.influences - second.influences)
-            if error is not None:
+            if error or (error is not None and a.value == b.value):
                 return Difference(a.value - b.value, error, paired=True)
     if a.standard_error is None or b.standard_error is None:
         raise UserError(
