@@ -151,10 +151,14 @@ class Suite(BaseModel):
                 one.pop("data")
         return tree
 
+    def places(self) -> list[tuple[str, str]]:
+        """What it reads: the key, and the path, url or name on the hub."""
+        return [(key, part[key]) for part, key in _named(self.model_dump())]
+
     def absolute(self) -> "Suite":
         """The same for a process with another working directory."""
         tree = self.model_dump()
-        for part, key in _places(tree):
+        for part, key in _named(tree):
             part[key] = _absolute(part[key], maybe_hub=key in ("judge", "tokenizer"))
         return Suite.model_validate(tree)
 
@@ -162,7 +166,7 @@ class Suite(BaseModel):
 PARTS = ("likelihood", "zero_shot", "quality", "prompts")
 
 
-def _places(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+def _named(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     for part in PARTS:
         for one in tree[part]:
             for key in ("data", "judge", "features", "tokenizer"):
