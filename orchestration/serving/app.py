@@ -173,11 +173,12 @@ def serve_run(
 
 def named(run: str | Path, models: Mapping[str, str | Path]) -> dict[str, str]:
     """Folders by the names under which they are served: the first run's own, and those given. Raises `UserError`."""
-    found = {Run(run).config.name: str(Path(run).resolve())}
+    first = Run(run)
+    found = {first.config.name: first.address}
     for name, folder in models.items():
         if name in found:
             raise UserError(f"two models are called {name!r}: each needs a name of its own")
-        found[name] = str(Run(folder).path.resolve())
+        found[name] = Run(folder).address
     return found
 
 
