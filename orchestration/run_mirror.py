@@ -22,7 +22,7 @@ from pathlib import Path
 from md4.errors import UserError
 from orchestration.events import Events
 from orchestration.runs import METRICS
-from pipelines.fetch import cache_folder
+from pipelines.row_cache import private_folder
 from pipelines.storage import Folder, Place, write_atomically
 
 _BEGUN_WITH = (METRICS, "wandb/run-id")  # what a worker that starts goes on with
@@ -48,7 +48,7 @@ class Mirror:
             return
         # One for each run, made anew: what a killed worker left in it is not what S3 has.
         name = f"{place.name}-{hashlib.sha256(place.url.encode()).hexdigest()[:12]}"
-        self.folder = cache_folder() / "runs" / name
+        self.folder = private_folder("runs") / name
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self._sent: dict[str, _Stamp] = {}
@@ -57,6 +57,7 @@ class Mirror:
         for file in _BEGUN_WITH:
             self._fetch(file)
         self._done = threading.Event()
+        self.told = False  # that S3 is behind
         self._trouble: str | None = None  # with the last look
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
         self._thread.start()
@@ -72,11 +73,10 @@ class Mirror:
             return
         self._done.set()
         self._thread.join(seconds)
-        if self._thread.is_alive():
-            self._trouble = f"it took more than {seconds:.0f} s"
-        if self._trouble is not None:
+        trouble = f"it took more than {seconds:g} s" if self._thread.is_alive() else self._trouble
+        if trouble is not None:
             raise UserError(
-                f"the folder of the run {self._place} lacks what was written last: {self._trouble}; "
+                f"the folder of the run {self._place} lacks what was written last: {trouble}; "
                 f"{socket.gethostname()} has it in {self.folder}"
             )
 
@@ -88,12 +88,12 @@ class Mirror:
         self._sent[file] = _stamp(self.folder / file)
 
     def _follow(self) -> None:
-        fresh, told = time.monotonic(), False
+        fresh = time.monotonic()
         while not self._done.wait(_EVERY):
             if (trouble := self._look()) is None:
-                fresh, told = time.monotonic(), False
-            elif not told and (late := time.monotonic() - fresh) > _BEHIND:
-                told = True
+                fresh, self.told = time.monotonic(), False
+            elif not self.told and (late := time.monotonic() - fresh) > _BEHIND:
+                self.told = True
                 self._events.add("behind", seconds=round(late), why=trouble)
                 print(f"the folder of the run {self._place} is {late:.0f} s behind: {trouble}", flush=True)
         self._trouble = self._look(last=True)

@@ -27,7 +27,7 @@ from md4.model import build
 from md4.objectives import MaskedDiffusion
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
-from pipelines.fetch import cache_folder
+from pipelines.row_cache import private_folder
 from pipelines.storage import Folder, Place, local, location, write_atomically
 from pipelines.vocabularies import TOKENIZER, Trained, Vocabulary, keep
 
@@ -170,7 +170,7 @@ def _kept_vocabulary(place: Folder) -> Path | None:
     if not place.remote:
         return Path(place.absolute().path(TOKENIZER))
     version = hashlib.sha256(f"{place} {entry}".encode()).hexdigest()[:16]
-    file = cache_folder() / "vocabularies" / version / TOKENIZER
+    file = private_folder("runs") / f"vocabulary-{version}" / TOKENIZER
     if not file.exists():
         write_atomically(file, place.read(TOKENIZER))
     return file
