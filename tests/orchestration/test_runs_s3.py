@@ -16,15 +16,18 @@ from safetensors.torch import load_file
 
 from md4.errors import UserError
 from orchestration import events as event_files
-from orchestration import run_mirror
+from orchestration import progress, run_mirror
 from orchestration.cli import main
 from orchestration.events import Events
 from orchestration.run_mirror import Mirror
 from orchestration.runs import Run, load_model
 from orchestration.status import status
+from orchestration.train import train
 from pipelines import storage
 from pipelines.config import prepared_path
+from pipelines.row_cache import private_folder
 from pipelines.storage import Folder
+from tests.orchestration.driver import wait_for
 from tests.orchestration.small_run import LENGTH, make_run, write_run
 from tests.pipelines.small import some_rows, write_set
 from tests.pipelines.small_tokenizer import write_tokenizer
@@ -268,3 +271,37 @@ def test_load_model_names_the_run_by_its_url(place):
     assert load_model(place).path == place
     with pytest.raises(UserError, match=f"{URL} is in S3, and a folder of this machine is needed"):
         _ = Run(place).path
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_goes_on_while_s3_is_away(ray_cluster, s3, tiny):
+    """Every request fails from a step on, until the training has come 50 further; nothing of it is missing then."""
+    config = tiny(
+        f"runs={RUNS}", "train.steps=400", "train.workers=2", "checkpoint.every=0", "evaluation.every=0",
+        "data.order=lanes",
+    )  # fmt: skip
+    place, seen = config.place, {}
+
+    def steps() -> int:
+        """As the first worker's own folder has it."""
+        (folder,) = private_folder("runs").glob("tiny-*")
+        return (progress.read(folder) or {"step": 0})["step"]
+
+    def interrupt() -> None:
+        wait_for(lambda: (progress.read(place) or {"step": 0})["step"] > 5, 120, "the first steps")
+        s3.fails(1, ("error",))
+        seen["before"] = steps()
+        wait_for(lambda: steps() > seen["before"] + 50, 60, "further steps")
+        seen["failed"] = sum(s3.failed.values())
+        s3.fails(0)
+
+    shutil.rmtree(private_folder("runs"))
+    watcher = threading.Thread(target=interrupt, daemon=True)
+    watcher.start()
+    run = train(config, report=print).run
+    watcher.join()
+    assert seen["failed"] > 0
+    assert seen["before"] + 50 < 400
+    assert [row["step"] for row in run.metrics("train")] == list(range(1, 401))
+    assert status(place).state == "finished"
