@@ -77,7 +77,7 @@ class Run:
     @property
     def address(self) -> str:
         """The folder's path or url, for processes with another working directory."""
-        return self.place.url if self.place.remote else str(self.path.resolve())
+        return address(self.place)
 
     @property
     def checkpoints(self) -> Folder:
@@ -135,6 +135,12 @@ class Run:
         if not run.place.exists(TOKENIZER):  # whoever made the run may have been killed just then
             keep(config.data.tokens, run.place)
         return cls(run.place)
+
+
+def address(place: Place) -> str:
+    """The path or url of a folder, for processes with another working directory."""
+    folder = Folder(place)
+    return folder.url if folder.remote else str(local(folder).resolve())
 
 
 def refuse_taken(config: Config) -> None:
