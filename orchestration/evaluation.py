@@ -16,6 +16,7 @@ from md4.objectives import MaskedDiffusion
 from orchestration import exported
 from orchestration.cluster import cluster
 from orchestration.config import EvaluationConfig
+from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded, load_model
 from pipelines import zero_shot
 from pipelines.config import prepared_path
@@ -76,20 +77,21 @@ class Subject:
 
 
 def open_subject(
-    path: Path, ema: bool = True, report: Callable[[str], None] = print, step: int | None = None
+    path: Place, ema: bool = True, report: Callable[[str], None] = print, step: int | None = None
 ) -> Subject:
     """The model of a run's newest sound checkpoint, or of that of a step, or of an exported folder; UserError if it is
     none of these."""
-    if exported.is_exported(path):
-        found = weights.load(path)
-        facts = Provenance(run=path.absolute().name, step=None, weights_hash=found.card.sha256[:16])
+    folder = Folder(path)
+    if exported.is_exported(folder):
+        found = weights.load(folder.url)
+        facts = Provenance(run=folder.absolute().name, step=None, weights_hash=found.card.sha256[:16])
         return Subject(
             model=found.model,
             length=found.config.length,
-            vocabulary=exported.words_of(found, path),
+            vocabulary=exported.words_of(found, folder),
             provenance=facts,
             step=exported.step_of(found),
-            to_sample=lambda: exported.loaded(found, path),
+            to_sample=lambda: exported.loaded(found, Path(folder.url)),
         )
     loaded = load_model(path, ema=ema, report=report, step=step)
     names, sets = loaded.config.data.names(), loaded.config.data.sets()
@@ -105,7 +107,7 @@ def open_subject(
     )
 
 
-def run(path: Path, wanted: Evaluation, report: Callable[[str], None] = print) -> Iterator[LikelihoodReport]:
+def run(path: Place, wanted: Evaluation, report: Callable[[str], None] = print) -> Iterator[LikelihoodReport]:
     """Evaluate the model of a folder; each report is written into reports/ there, and given, as soon as it is ready.
 
     With workers, Ray is started or joined, and every actor loads the model from the folder. Raises `UserError` as
@@ -121,12 +123,12 @@ class Measured:
     """A report, its file, and what single rows contributed to it."""
 
     report: LikelihoodReport
-    file: Path
+    file: str  # path or url
     rows: Estimates
 
 
 def measure(
-    path: Path,
+    path: Place,
     subject: Subject,
     wanted: Evaluation,
     sets: Sequence[tuple[str | None, Data]],
@@ -135,7 +137,7 @@ def measure(
     """The same, of a model that is open and of sets as `sets_of` gives them."""
     if not wanted.workers and torch.cuda.is_available():
         subject.model.to("cuda")
-    load = partial(same_model, path.absolute(), wanted.ema, subject.provenance)
+    load = partial(same_model, Folder(path).absolute(), wanted.ema, subject.provenance)
     # Ray Data's own tasks need a slot beside those of the actors.
     with cluster(num_cpus=max(cpu_count() or 1, wanted.workers + 1)) if wanted.workers else nullcontext():
         for name, data in sets:
@@ -153,12 +155,12 @@ def measure(
                 provenance=subject.provenance,
             )
             result = result.model_copy(update={"data_set": name})
-            files = write(result, path / "reports")
-            report(f"written: {', '.join(str(file) for file in files)}")
+            files = deliver(path, "reports", partial(write, result))
+            report(f"written: {', '.join(files)}")
             yield Measured(result, files[0], rows)
 
 
-def same_model(path: Path, ema: bool, provenance: Provenance) -> MaskedDiffusion:
+def same_model(path: Place, ema: bool, provenance: Provenance) -> MaskedDiffusion:
     """The model of a folder, if it still has these weights; UserError if not."""
     found = open_subject(path, ema, step=provenance.step)
     if found.provenance != provenance:

@@ -9,15 +9,16 @@ from md4.errors import UserError
 from md4.weights import Pretrained
 from orchestration.config import validate
 from orchestration.runs import Loaded
+from pipelines.storage import Folder, Place
 from pipelines.vocabularies import Vocabulary, vocabulary
 
 
-def is_exported(path: Path) -> bool:
-    """Is this an exported folder, and not a run's?"""
-    return (path / weights.CONFIG).is_file()
+def is_exported(folder: Folder) -> bool:
+    """Is this an exported folder of this machine, and not a run's?"""
+    return not folder.remote and folder.exists(weights.CONFIG)
 
 
-def words_of(found: Pretrained, path: Path) -> Vocabulary | None:
+def words_of(found: Pretrained, path: Place) -> Vocabulary | None:
     """The vocabulary of the model's tokens, if its folder says what it is."""
     return None if found.card.vocabulary is None else vocabulary(found.card.vocabulary, path)
 

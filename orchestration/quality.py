@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,6 +23,7 @@ from md4.errors import UserError
 from md4.samplers import SamplingConfig, wording
 from orchestration.measures import Images, Measure, Texts, progress
 from orchestration.results import Contributions
+from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded, load_model
 from orchestration.sampling import Request
 from orchestration.sampling import prepare as canvas_of
@@ -31,6 +33,7 @@ from pipelines.prepare import prepared_path
 from pipelines.quality_reports import QualityReport
 from pipelines.reports import Provenance, write
 from pipelines.shards import ShardSet
+from pipelines.storage import Place
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def numbers(text: str | None, kind: type, option: str) -> tuple:
     return tuple(found)
 
 
-def run(path: Path, wanted: Wanted, say: Callable[[str], None] = print) -> Findings:
+def run(path: Place, wanted: Wanted, say: Callable[[str], None] = print) -> Findings:
     """Sample at every combination of temperature and steps and measure; reports are written as soon as they are ready.
 
     With a judge and more than one combination the frontier follows, as JSON, Markdown and PNG. Everything that can be
@@ -88,9 +91,8 @@ def run(path: Path, wanted: Wanted, say: Callable[[str], None] = print) -> Findi
     if wanted.judge is not None and len(reports) > 1:
         digest = _digest([report.digest for report in reports])
         whole = frontier(reports, digest, perf_counter() - began)
-        files = write(whole, path / "reports")
-        picture = draw(whole, files[0].with_suffix(".png"))
-        say(f"written: {files[1]}, {picture}")
+        _, text, picture = deliver(path, "reports", partial(_write_frontier, whole))
+        say(f"written: {text}, {picture}")
     return Findings(reports=reports, frontier=whole)
 
 
@@ -119,11 +121,11 @@ class Sampled:
     """A report, its file, and what single samples contributed to its figures."""
 
     report: QualityReport
-    file: Path
+    file: str  # path or url
     samples: dict[str, Contributions]
 
 
-def measure(path: Path, plan: Plan, say: Callable[[str], None] = print) -> Iterator[Sampled]:
+def measure(path: Place, plan: Plan, say: Callable[[str], None] = print) -> Iterator[Sampled]:
     """Sample and measure at each setting in turn; each report is written below `path` as soon as it is ready."""
     loaded, wanted = plan.loaded, plan.wanted
     measures = _measure(loaded, wanted, plan.real, say)
@@ -132,9 +134,14 @@ def measure(path: Path, plan: Plan, say: Callable[[str], None] = print) -> Itera
     for place, settings in enumerate(plan.settings):
         say(f"setting {place + 1} of {len(plan.settings)}: {wanted.count} samples{_named(settings, wanted)}")
         report, samples = _measured(loaded, wanted, replace(plan.request, settings=settings), plan.real, measures)
-        files = write(report, path / "reports")
+        files = deliver(path, "reports", partial(write, report))
         say(f"written: {files[1]}")
         yield Sampled(report, files[0], samples)
+
+
+def _write_frontier(whole: FrontierReport, folder: Path) -> list[Path]:
+    files = write(whole, folder)
+    return [*files, draw(whole, files[0].with_suffix(".png"))]
 
 
 def _grid(base: SamplingConfig, wanted: Wanted) -> list[SamplingConfig]:

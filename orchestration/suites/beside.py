@@ -10,12 +10,14 @@ of checkpoints beside ours that restarts would be made from. Its queue keeps the
 end of a run waits for all of it. What remains that it would do for us is the task.
 """
 
+import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import chdir, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from orchestration import holds, results
 from orchestration.checkpoints import MANIFEST
 from orchestration.config import Config
 from orchestration.events import Events
-from orchestration.runs import Run, add_metrics
+from orchestration.run_mirror import deliver
+from orchestration.runs import METRICS, Run, add_metrics
 from orchestration.suites import settings
 from orchestration.suites.settings import Suite
 from orchestration.tracking import TensorBoard
@@ -47,10 +50,11 @@ class Beside:
     def __init__(self, run: Run, config: Config, report: Callable[[str], None]):
         self._run, self._options, self._report = run, config.evaluation, report
         self._tensorboard = config.tracking.tensorboard
-        self._events, self._checkpoints = Events(run.path), run.checkpoints.absolute()
+        self._events, self._checkpoints = Events(run.place), run.checkpoints.absolute()
         self._end = threading.Event()
         self._task: _Task | None = None
         self._trouble: str | None = None  # of the last look, which is told once
+        self._rows: list[dict[str, Any]] = []  # of metrics, that wait for the end of the training
         name = self._options.suite
         self._suite = None if name is None else settings.load(name).absolute()
         self._table = results.place(self._options.suite_results).absolute()
@@ -80,11 +84,14 @@ class Beside:
                 self._report(f"suite {self._suite.name}: the run is done, its last figures are being measured")
                 told = True
             time.sleep(_LOOK_SECONDS)
+        self._end.set()
+        self._thread.join()
+        self._add_rows()
         if left:
             steps = ", ".join(str(_step(name)) for name in left)
             self._report(
                 f"suite {self._suite.name}: not done for the checkpoints of step {steps} after "
-                f"{self._options.suite_seconds:g} s; they stay: md4 evaluate {self._run.path} "
+                f"{self._options.suite_seconds:g} s; they stay: md4 evaluate {self._run.place} "
                 f"--suite {self._options.suite} --step {_step(left[-1])}"
             )
 
@@ -128,7 +135,7 @@ class Beside:
             num_cpus=options.suite_cpus, num_gpus=options.suite_gpus, max_retries=1, name=f"suite-{step}"
         )
         self._events.add("suite", did="began", step=step)
-        path, threads = str(self._run.path.absolute()), max(1, int(options.suite_cpus))
+        path, threads = str(self._run.place.absolute()), max(1, int(options.suite_cpus))
         reference = evaluate.remote(path, suite, str(self._table), step, threads, os.getcwd())
         return _Task(reference, name, step, time.monotonic())
 
@@ -165,11 +172,19 @@ class Beside:
         if (task.step, found["attempt"]) in known:
             return
         row = {"kind": "suite", "step": task.step, "time": time.time(), **found}
-        add_metrics(self._run.metrics_file, row)
+        if self._run.place.remote:
+            self._rows.append(row)
+        else:
+            add_metrics(self._run.metrics_file, row)
         if self._tensorboard:  # a folder of its own: of two writers in one, TensorBoard shows the newer
-            board = TensorBoard(self._run.path / "tensorboard" / "suite", None)
-            board.log(row)
-            board.close()
+            deliver(self._run.place, "tensorboard/suite", partial(_draw, row))
+
+    def _add_rows(self) -> None:
+        """To the metrics of a run in S3, which the first worker replaces by its own again and again while it trains."""
+        lines = "".join(json.dumps(row) + "\n" for row in self._rows).encode()
+        if lines:
+            self._run.place.update(METRICS, lambda old: (old or b"") + lines)
+        self._rows = []
 
     @staticmethod
     def _cancel(task: _Task) -> None:
@@ -177,6 +192,14 @@ class Beside:
 
         with suppress(Exception):  # the cluster may be gone
             ray.cancel(task.reference, force=True)
+
+
+def _draw(row: dict[str, Any], folder: Path) -> list[Path]:
+    """The figures of a row for TensorBoard."""
+    board = TensorBoard(folder, None)
+    board.log(row)
+    board.close()
+    return list(folder.iterdir())
 
 
 def _step(name: str) -> int:
@@ -193,7 +216,7 @@ def _evaluate(path: str, suite: Suite, table: str, step: int, threads: int, home
     began = time.perf_counter()
     torch.set_num_threads(threads)
     with chdir(home) if os.path.isdir(home) else nullcontext():  # a run's data may be named from there
-        outcome = run(Path(path), suite, Folder(table), Options(step=step), say=lambda _: None)
+        outcome = run(path, suite, Folder(table), Options(step=step), say=lambda _: None)
     found: dict[str, Any] = {"suite": suite.name, "attempt": outcome.attempt, "headline": figures(outcome.results)}
     for one in outcome.results:
         found[one.metric] = one.value

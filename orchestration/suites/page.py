@@ -11,10 +11,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from md4.errors import UserError
 from orchestration.results import Difference
 from orchestration.suites.pictures import Axis, draw
 from orchestration.suites.reports import value
 from orchestration.trends import Evaluation, Verdict
+from pipelines.storage import Folder
 
 WORDS = {
     "worse": "worse",
@@ -143,9 +145,10 @@ def _fillings(evaluation: Evaluation) -> list[dict[str, Any]]:
     """What the model wrote into fixed texts last, if its report is at hand."""
     for one in evaluation.verdicts:
         if one.result.metric.startswith("prompts/") and one.result.report:
+            place, _, name = one.result.report.rpartition("/")
             try:
-                found = json.loads(Path(one.result.report).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                found = json.loads(Folder(place or ".").read(name))
+            except (OSError, ValueError, UserError):
                 return []
             fillings = found.get("fillings", [])
             texts = list(dict.fromkeys(filling["prompt"] for filling in fillings))

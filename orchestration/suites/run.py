@@ -6,6 +6,7 @@ The evaluation's id is a digest of the weights, the suite and the data: asking f
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from md4.errors import UserError
 from orchestration import evaluation, quality, results
 from orchestration.evaluation import Data, Evaluation, Subject, ZeroShot, open_subject, sets_of
 from orchestration.results import Contributions, Result
+from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded
 from orchestration.suites import figures, prompts
 from orchestration.suites.figures import Figure
@@ -54,7 +56,7 @@ class Outcome:
         return self.report is not None
 
 
-def run(path: Path, suite: Suite, table: Place, options: Options = Options(), say: Say = print) -> Outcome:
+def run(path: Place, suite: Suite, table: Place, options: Options = Options(), say: Say = print) -> Outcome:
     """Measure all of `suite` on the model of a run, of an exported folder or of a version in the registry.
 
     Reports are written into reports/ there, as the single commands do, and one of the whole suite. UserError for a
@@ -107,8 +109,8 @@ def run(path: Path, suite: Suite, table: Place, options: Options = Options(), sa
         results=rows,
         fillings=opener.fillings,
     )
-    files = write(report, path / "reports")
-    whole = str(files[0])
+    files = deliver(path, "reports", partial(write, report))
+    whole = files[0]
     rows = [one if one.report else one.model_copy(update={"report": whole}) for one in rows]
     kept: dict[str, Contributions] = {one.metric: one.rows for one in found if one.rows is not None}
     results.append(table, rows, kept)
@@ -116,9 +118,9 @@ def run(path: Path, suite: Suite, table: Place, options: Options = Options(), sa
     return Outcome(attempt, rows, report)
 
 
-def identity(path: Path, subject: Subject, name: str | None = None) -> tuple[str, int | None]:
+def identity(path: Place, subject: Subject, name: str | None = None) -> tuple[str, int | None]:
     """The name of a model in the table, and its version if the folder is one of a registry (MODEL/versions/00001)."""
-    whole = path.absolute()
+    whole = Path(Folder(path).absolute().url)
     if whole.parent.name == "versions" and whole.name.isdecimal():
         return name or whole.parent.parent.name, int(whole.name)
     return name or subject.provenance.run or whole.name, None
@@ -149,7 +151,7 @@ def _kind(data: Data) -> str:
 class _Opener:
     """Makes parts for one model."""
 
-    path: Path
+    path: Place
     subject: Subject
     options: Options
     say: Say

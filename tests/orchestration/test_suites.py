@@ -20,7 +20,7 @@ from orchestration.suites.reports import SuiteReport
 from orchestration.suites.run import Options, run
 from orchestration.suites.settings import Suite, load, suite_names
 from pipelines.manifest import PixelFacts
-from tests.orchestration.small_run import LENGTH, disturbed, write_checkpoint, write_run
+from tests.orchestration.small_run import LENGTH, disturbed, make_run, write_checkpoint, write_run
 from tests.orchestration.test_evaluation import folder  # noqa: F401 - a fixture
 from tests.orchestration.test_pictures import write_image_run
 from tests.pipelines.small import some_rows, write_set
@@ -147,6 +147,16 @@ def test_an_export_and_a_version_give_the_same_figures(parts, tmp_path):
         assert {(one.model, one.version, one.step) for one in outcome.results} == {(name, number, 7)}
     (named,) = {one.model for one in run(version, suite, table, Options(name="mine"), silent).results}
     assert named == "mine"
+
+
+def test_a_run_in_s3(s3, parts):
+    path, suite, table = parts
+    there = make_run("s3://bucket/runs").place
+    found = run(there, suite, "s3://bucket/results", say=silent)
+    here = run(path, suite, table, say=silent)
+    assert found.attempt == here.attempt  # the same weights, suite and data, wherever they are
+    assert [one.value for one in found.results] == [one.value for one in here.results]
+    assert f"reports/suite-nightly-step-00000007-{found.attempt}.md" in there.list()
 
 
 def test_an_export_without_a_vocabulary_has_bounds_alone(parts, tmp_path):

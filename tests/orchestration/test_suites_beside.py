@@ -6,15 +6,17 @@ from collections import Counter
 import pytest
 
 from md4.errors import UserError
+from md4.model import build
 from orchestration import checkpoints, holds, results
 from orchestration.checkpoint_writer import Retention, retire
-from orchestration.config import load
+from orchestration.config import load, override, read_assignments
 from orchestration.events import Events
 from orchestration.runs import Run, add_metrics, rewind
 from orchestration.suites import beside
 from orchestration.suites.beside import Beside
 from orchestration.train import check, train
-from tests.orchestration.small_run import disturbed, write_checkpoint, write_run
+from tests.orchestration.small_run import disturbed, make_run, write_checkpoint, write_run
+from tests.pipelines.small import some_rows, write_set
 
 SUITE = """
 likelihood: [{rows: 8, draws: 2}]
@@ -36,8 +38,6 @@ def names(run: Run) -> list[str]:
 
 def write_model(run: Run, step: int) -> str:
     """A checkpoint of a step; returns the name of its folder."""
-    from md4.model import build
-
     write_checkpoint(run, disturbed(build(run.config.model), step), step)
     return f"step-{step:08d}-abcdef"
 
@@ -129,6 +129,24 @@ class TestBeside:
             again.finish()
         assert [row["step"] for row in run.metrics("suite")] == [8, 9]
 
+    def test_a_run_in_s3(self, s3, suite, tmp_path):
+        """Report, row and TensorBoard arrive there; the row when the workers have ended, whose the metrics are."""
+        run, driver = self.driver("s3://bucket/here", suite, data=tmp_path)
+        holds.put(run.checkpoints, "step-00000007-abcdef")
+        with driver:
+            driver.finish()
+        assert [one["did"] for one in Events(run.place).read("suite")] == ["began", "done"]
+        (row,) = run.metrics("suite")
+        found = results.read("s3://bucket/here/results", model="small")
+        assert row["likelihood/set/validation"] == found[0].value
+        assert row["attempt"] == found[0].attempt
+        names = list(run.place.list())
+        assert f"reports/suite-small-step-00000007-{row['attempt']}.json" in names
+        assert any(name.startswith("tensorboard/suite/events") for name in names)
+        assert {one.report for one in found if one.report}  # urls
+        assert all(str(one.report).startswith(f"{run.place}/reports/") for one in found)
+        assert holds.names(run.checkpoints) == []
+
     def test_a_failure_is_told_and_no_more(self, suite, tmp_path):
         """A suite that the model can't serve: an event with the reason, no row; the next one may try again."""
         suite.write_text("likelihood: [{data: absent}]")
@@ -156,17 +174,15 @@ class TestBeside:
 
     @staticmethod
     def beside(run: Run, suite, *overrides: str, say=lambda _: None) -> Beside:
-        place = run.path.parent.parent / "results"
+        place = run.place.url.removesuffix("/runs/small") + "/results"
         settings = [f"evaluation.suite={suite}", f"evaluation.suite_results={place}", *overrides]
-        config = load(str(run.path / "config.yaml"), settings)
-        return Beside(run, config, say)
+        return Beside(run, override(run.config, read_assignments(settings)), say)
 
-    def driver(self, folder, suite, *overrides: str, say=lambda _: None) -> tuple[Run, Beside]:
+    def driver(self, folder, suite, *overrides: str, say=lambda _: None, data=None) -> tuple[Run, Beside]:
         """A small run with a checkpoint at step 7, and what its driver does for the suite, on another set."""
-        from tests.pipelines.small import some_rows, write_set
-
-        run = Run(write_run(folder / "runs"))
+        run = make_run(f"{folder}/runs")
         if "absent" not in suite.read_text():
-            write_set(folder / "set", [some_rows(12, 32)], 4, split="validation")
-            suite.write_text(SUITE.replace("{rows: 8", f"{{data: {folder}/set, rows: 8"))
+            data = data or folder
+            write_set(data / "set", [some_rows(12, 32)], 4, split="validation")
+            suite.write_text(SUITE.replace("{rows: 8", f"{{data: {data}/set, rows: 8"))
         return run, self.beside(run, suite, *overrides, say=say)
