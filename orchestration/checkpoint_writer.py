@@ -67,10 +67,13 @@ class News:
 
 
 class Writer:
-    """Writes the checkpoints of a run, one at a time. Methods marked *collective* are called by all workers in step."""
+    """Writes the checkpoints of a run, one at a time. Methods marked *collective* are called by all workers in step.
 
-    def __init__(self, directory: Place, retention: Retention):
-        self._directory, self._retention = Folder(directory), retention
+    before_commit: of the leader, what has to be done for a checkpoint to count; called in a thread.
+    """
+
+    def __init__(self, directory: Place, retention: Retention, before_commit: Callable[[], None] = lambda: None):
+        self._directory, self._retention, self._before_commit = Folder(directory), retention, before_commit
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._pool = ThreadPoolExecutor(2, "checkpoint")
         self._files: Future[str | None] | None = None  # of this worker; its result is why they were not written
@@ -157,6 +160,7 @@ class Writer:
             for name, facts in manifest["tensors"].items():
                 sums = notes[facts["writer"]]["sums"]
                 facts["sums"] = {kind: sums[kind][name] for kind in manifest["kinds"]}
+            self._before_commit()
             attempt.create(MANIFEST, json.dumps(manifest, indent=1).encode())
         except _STORAGE_ERRORS as failure:
             error = str(failure)

@@ -15,6 +15,7 @@ from md4.genmd4 import GenMD4
 from md4.objectives import MaskedDiffusion
 from orchestration.cluster import cluster
 from orchestration.config import EvaluationConfig
+from orchestration.run_mirror import deliver
 from orchestration.runs import load_model
 from pipelines import zero_shot
 from pipelines.config import prepared_path
@@ -69,12 +70,13 @@ class Subject:
     defaults: EvaluationConfig = field(default_factory=lambda: EvaluationConfig.model_validate({}))
 
 
-def open_subject(path: Path, ema: bool = True, report: Callable[[str], None] = print) -> Subject:
+def open_subject(path: Place, ema: bool = True, report: Callable[[str], None] = print) -> Subject:
     """The model of a run's newest sound checkpoint, or of an exported folder; UserError if it is neither."""
-    if (path / weights.CONFIG).is_file():
-        found = weights.load(path)
-        words = None if found.card.vocabulary is None else vocabulary(found.card.vocabulary, path)
-        facts = Provenance(run=path.absolute().name, step=None, weights_hash=found.card.sha256[:16])
+    folder = Folder(path)
+    if not folder.remote and folder.exists(weights.CONFIG):
+        found = weights.load(folder.url)
+        words = None if found.card.vocabulary is None else vocabulary(found.card.vocabulary, folder)
+        facts = Provenance(run=folder.absolute().name, step=None, weights_hash=found.card.sha256[:16])
         return Subject(found.model, found.config.length, words, facts)
     loaded = load_model(path, ema=ema, report=report)
     names, sets = loaded.config.data.names(), loaded.config.data.sets()
@@ -88,7 +90,7 @@ def open_subject(path: Path, ema: bool = True, report: Callable[[str], None] = p
     )
 
 
-def run(path: Path, wanted: Evaluation, report: Callable[[str], None] = print) -> Iterator[LikelihoodReport]:
+def run(path: Place, wanted: Evaluation, report: Callable[[str], None] = print) -> Iterator[LikelihoodReport]:
     """Evaluate the model of a folder; each report is written into reports/ there, and given, as soon as it is ready.
 
     With workers, Ray is started or joined, and every actor loads the model from the folder. Raises `UserError` as
@@ -97,7 +99,7 @@ def run(path: Path, wanted: Evaluation, report: Callable[[str], None] = print) -
     subject = open_subject(path, wanted.ema, report)
     if not wanted.workers and torch.cuda.is_available():
         subject.model.to("cuda")
-    load = partial(same_model, path.absolute(), wanted.ema, subject.provenance)
+    load = partial(same_model, Folder(path).absolute(), wanted.ema, subject.provenance)
     # Ray Data's own tasks need a slot beside those of the actors.
     with cluster(num_cpus=max(cpu_count() or 1, wanted.workers + 1)) if wanted.workers else nullcontext():
         for name, data in _sets(subject, wanted):
@@ -114,12 +116,12 @@ def run(path: Path, wanted: Evaluation, report: Callable[[str], None] = print) -
                 load=load,
                 provenance=subject.provenance,
             ).model_copy(update={"data_set": name})
-            files = write(result, path / "reports")
-            report(f"written: {', '.join(str(file) for file in files)}")
+            files = deliver(path, "reports", partial(write, result))
+            report(f"written: {', '.join(files)}")
             yield result
 
 
-def same_model(path: Path, ema: bool, provenance: Provenance) -> MaskedDiffusion:
+def same_model(path: Place, ema: bool, provenance: Provenance) -> MaskedDiffusion:
     """The model of a folder, if it still has these weights; UserError if not."""
     found = open_subject(path, ema)
     if found.provenance != provenance:

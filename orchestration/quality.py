@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,6 +22,7 @@ from md4 import samplers
 from md4.errors import UserError
 from md4.samplers import SamplingConfig, wording
 from orchestration.measures import Images, Measure, Texts, progress
+from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded, load_model
 from orchestration.sampling import Request
 from orchestration.sampling import prepare as canvas_of
@@ -30,6 +32,7 @@ from pipelines.prepare import prepared_path
 from pipelines.quality_reports import QualityReport
 from pipelines.reports import Provenance, write
 from pipelines.shards import ShardSet
+from pipelines.storage import Place
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def numbers(text: str | None, kind: type, option: str) -> tuple:
     return tuple(found)
 
 
-def run(path: Path, wanted: Wanted, say: Callable[[str], None] = print) -> Findings:
+def run(path: Place, wanted: Wanted, say: Callable[[str], None] = print) -> Findings:
     """Sample at every combination of temperature and steps and measure; reports are written as soon as they are ready.
 
     With a judge and more than one combination the frontier follows, as JSON, Markdown and PNG. Everything that can be
@@ -94,16 +97,20 @@ def run(path: Path, wanted: Wanted, say: Callable[[str], None] = print) -> Findi
     for place, settings in enumerate(plan):
         say(f"setting {place + 1} of {len(plan)}: {wanted.count} samples{_named(settings, wanted)}")
         report = _measured(loaded, wanted, replace(request, settings=settings), real, measures)
-        say(f"written: {write(report, path / 'reports')[1]}")
+        say(f"written: {deliver(path, 'reports', partial(write, report))[1]}")
         reports.append(report)
     whole = None
     if wanted.judge is not None and len(reports) > 1:
         digest = _digest([report.digest for report in reports])
         whole = frontier(reports, digest, perf_counter() - began)
-        files = write(whole, path / "reports")
-        picture = draw(whole, files[0].with_suffix(".png"))
-        say(f"written: {files[1]}, {picture}")
+        _, text, picture = deliver(path, "reports", partial(_write_frontier, whole))
+        say(f"written: {text}, {picture}")
     return Findings(reports=reports, frontier=whole)
+
+
+def _write_frontier(whole: FrontierReport, folder: Path) -> list[Path]:
+    files = write(whole, folder)
+    return [*files, draw(whole, files[0].with_suffix(".png"))]
 
 
 def _grid(base: SamplingConfig, wanted: Wanted) -> list[SamplingConfig]:

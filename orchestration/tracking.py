@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from md4.errors import UserError
 from orchestration.config import Config
 from orchestration.prometheus import Prometheus
-from orchestration.runs import Run
+from orchestration.runs import METRICS
 
 Row = dict[str, Any]
 
@@ -113,14 +113,14 @@ class WeightsAndBiases:
 
 
 class Trackers:
-    """All the trackers a configuration asks for, as one."""
+    """All the trackers a configuration asks for, as one; their files go into `folder`."""
 
-    def __init__(self, config: Config, run: Run, first_step: int):
-        self._all: list[Tracker] = [JsonLines(run.metrics_file)]
+    def __init__(self, config: Config, folder: Path, first_step: int):
+        self._all: list[Tracker] = [JsonLines(folder / METRICS)]
         if config.tracking.tensorboard:
-            self._all.append(TensorBoard(run.path / "tensorboard", first_step))
+            self._all.append(TensorBoard(folder / "tensorboard", first_step))
         if config.tracking.wandb != "disabled":
-            self._all.append(WeightsAndBiases(config, run.path))
+            self._all.append(WeightsAndBiases(config, folder))
         if config.tracking.prometheus_port:
             self._all.append(Prometheus(config, config.tracking.prometheus_port))
 

@@ -283,6 +283,13 @@ def location(place: str) -> Path | Folder:
     return Folder(place) if _SCHEME.match(place) else Path(place)
 
 
+def local(folder: Folder) -> Path:
+    """The path of a folder of this machine; UserError for one in S3, which has none."""
+    if folder.remote:
+        raise UserError(f"{folder} is in S3, and a folder of this machine is needed here")
+    return Path(folder.url)
+
+
 def coalesced(spans: Iterable[tuple[int, int]], gap: int = COALESCE_BYTES) -> list[tuple[int, int]]:
     """Spans `start..stop-1` that cover the given ones: sorted, and joined where at most `gap` bytes lie between."""
     joined: list[tuple[int, int]] = []

@@ -14,7 +14,7 @@ app = group()
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="folder of a run, or of an exported model")],
+    run: Annotated[str, typer.Argument(help="folder of a run (a path or s3://...), or of an exported model")],
     split: Annotated[str | None, typer.Option(help="validation (default), test or train")] = None,
     rows: Annotated[int | None, typer.Option(help="rows, evenly spaced over the split; all if not given")] = None,
     draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
