@@ -6,6 +6,7 @@ secrets.py    what looks like a secret, and references to secrets
 wheel.py      this code as a wheel, named by its content
 versions.py   what is installed here and there, compared
 package.py    what is sent for a job: wheel, folder, environment, metadata; and the plain command that sends the same
+connection.py to a cluster's dashboard: address, token, what is said when it does not answer
 client.py     `Jobs`: a cluster's jobs
 following.py  a job's log to its end, over lost connections
 submission.py one name, one job at a time

@@ -12,7 +12,7 @@ import pytest
 
 from md4.errors import UserError
 from orchestration.jobs import Job, Jobs, State
-from orchestration.jobs.client import Refused
+from orchestration.jobs.connection import Refused
 from orchestration.jobs.package import pack
 from orchestration.jobs.submission import resubmit
 from orchestration.runs import Run
