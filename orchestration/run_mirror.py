@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from md4.errors import UserError
+from md4.errors import Failed
 from orchestration.events import Events
 from orchestration.runs import METRICS
 from pipelines.row_cache import private_folder
@@ -68,14 +68,14 @@ class Mirror:
             self._send(file)
 
     def close(self, seconds: float = _CLOSING) -> None:
-        """Bring everything to S3, and follow no more; UserError if it does not come there within so many seconds."""
+        """Bring everything to S3, and follow no more; Failed if it does not come there within so many seconds."""
         if self._thread is None:
             return
         self._done.set()
         self._thread.join(seconds)
         trouble = f"it took more than {seconds:g} s" if self._thread.is_alive() else self._trouble
         if trouble is not None:
-            raise UserError(
+            raise Failed(
                 f"the folder of the run {self._place} lacks what was written last: {trouble}; "
                 f"{socket.gethostname()} has it in {self.folder}"
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tenacity import wait_exponential_jitter
 
 from md4.errors import Failed
+from orchestration.jobs.attempts import seconds_after
 from orchestration.jobs.spec import State
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Following:
 
     def to_the_end(self) -> State:
         """Say every line; returns when the job is over."""
-        from orchestration.jobs.client import Away, Refused
+        from orchestration.jobs.connection import Away, Refused
 
         failures, since = 0, 0.0
         while True:
@@ -65,7 +66,7 @@ class Following:
                 failures += 1
                 if now - since > (PATIENCE if isinstance(error, Away) else _TOKEN_PATIENCE):
                     raise type(error)(f"{error}; the job goes on: md4 jobs logs {self._id} follows it") from None
-                self._sleep(_WAITS(_Failures(failures)))  # type: ignore[arg-type]
+                self._sleep(seconds_after(failures, _WAITS))
                 if isinstance(error, Refused):
                     self._jobs.renew()
 
@@ -136,10 +137,3 @@ class Following:
         if found.state == State.FAILED and found.exit_code is None:  # the command never ran, or was killed
             self._say(f"md4: {(found.message or 'Ray says no more').strip()}")
         return found.state
-
-
-class _Failures:
-    """What tenacity's waits look at."""
-
-    def __init__(self, attempt_number: int):
-        self.attempt_number = attempt_number

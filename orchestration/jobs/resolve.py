@@ -132,6 +132,8 @@ class _Command:
             if parameter.name not in self.given or parameter.name in ("overrides", "config"):
                 continue
             value = CONFIG if parameter.name == "preset" else self.given[parameter.name]
+            if value is None:  # an argument that may be left out, and was
+                continue
             values = list(value) if isinstance(value, list | tuple) else [value]
             if parameter.name != "preset":
                 values = [self._settle(parameter.name, one, paths) for one in values]

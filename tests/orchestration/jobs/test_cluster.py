@@ -1,6 +1,7 @@
 """Jobs on a real cluster with a token: submitted, followed, lost, stopped, refused."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import pytest
 
 from md4.errors import UserError
 from orchestration.jobs import Job, Jobs, State
-from orchestration.jobs.client import Refused
+from orchestration.jobs.connection import Refused
+from orchestration.jobs.package import pack
 from orchestration.jobs.submission import resubmit
 from orchestration.runs import Run
 from tests.nodes import ROOT
 from tests.orchestration.conftest import tiny_settings
 from tests.orchestration.driver import wait_for
+from tests.orchestration.jobs.conftest import SECRET
 from tests.orchestration.jobs.door import Door
 
 SOON = 120.0  # seconds: for what takes one on a machine that is not busy
@@ -163,6 +166,21 @@ def test_a_job_whose_files_cannot_be_made_says_why(sender):
     assert any("_ray_pkg_0123456789abcdef" in line for line in lines)
     with pytest.raises(UserError, match="has not kept the files of broken-1"):
         resubmit(jobs, "broken", lambda _: None)
+
+
+def test_a_secret_reaches_the_workers_and_is_nowhere_written(sender):
+    jobs = Jobs()
+    packed = pack(Job(verb="train", name="secret", secrets=("OURS=env:TEAM_KEY",)), "secret-1")
+    program = (
+        "import os, ray; ray.init(); look = ray.remote(lambda: os.environ['OURS'][::-1]); print(ray.get(look.remote()))"
+    )
+    jobs.send("secret-1", shlex.join(["python", "-c", program]), packed.environment, packed.metadata)
+    lines: list[str] = []
+    assert jobs.follow("secret-1", lines.append) == State.SUCCEEDED, lines
+    assert SECRET[::-1] in lines
+    kept = jobs.ask(lambda client: client.get_job_info("secret-1")).model_dump_json()
+    assert "OURS=env:TEAM_KEY" in kept
+    assert SECRET not in kept
 
 
 def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, s3, corpus, data_directory, tmp_path):
