@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from md4.errors import UserError
-from orchestration.commands import cron, data, evaluation, jobs, render, sampling, serving, tokenizer, training
+from orchestration.commands import cron, data, evaluation, jobs, render, results, sampling, serving, tokenizer, training
 
 _INTERRUPTED = 130  # exit code
 
@@ -30,6 +30,7 @@ app.add_typer(cron.app, name="cron")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(render.app, name="render")
+app.add_typer(results.app, name="results")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ wide = Console(highlight=False, width=500)  # of tables of which no row is cut o
 Preset = Annotated[str, typer.Argument(help="name of a preset, or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, e.g. train.steps=100")]
 File = Annotated[Path | None, typer.Option("--config", help="a .yaml file laid over the preset")]
-RunFolder = Annotated[Path, typer.Argument(help="folder of a run, e.g. runs/demo")]
+RunFolder = Annotated[str, typer.Argument(help="folder of a run, e.g. runs/demo or s3://bucket/runs/demo")]
 Seed = Annotated[int | None, typer.Option(help="seed of the draws")]
 
 

@@ -17,15 +17,17 @@ import typer
 import yaml
 
 from md4.errors import UserError
+from orchestration import results
 from orchestration.jobs import secrets
 from orchestration.jobs.spec import VERBS, Job, make
+from orchestration.suites import settings as suites
 from pipelines.storage import Folder
 from pipelines.vocabularies import TOKENIZER
 
 CONFIG = "config.yaml"  # the resolved settings, in the job's folder
 PLACE = "MD4_PLACE"
 _FILE_BYTES, _ALL_BYTES = 16 << 20, 32 << 20  # of the files that go with a job
-_RESULTS = ("run", "runs", "folder", "output", "out", "directory")  # arguments that name where results are
+_RESULTS = ("run", "runs", "folder", "output", "out", "directory", "results")  # arguments that name where results are
 _LOCAL_ONLY = ("dry_run",)
 
 Say = Callable[[str], None]
@@ -104,6 +106,8 @@ class _Command:
         self.verb, self._command = verb, commands[verb]
         context = self._command.make_context(f"md4 {verb}", list(arguments))  # every mistake of usage
         self.given: dict[str, Any] = self._command.make_parser(context).parse_args(list(arguments))[0]
+        if self.given.get("suite") and "results" in {one.name for one in self._command.params}:
+            self.given.setdefault("results", str(results.place(None)))  # the job has another environment and folder
         self.settled: dict[str, str] = {}
         for option in _LOCAL_ONLY:
             if self.given.get(option):
@@ -147,6 +151,8 @@ class _Command:
         if not isinstance(value, str):
             return value
         shown = f"{name}={value}"
+        if name == "suite":
+            return paths.suite(value)
         if name in _RESULTS:
             self.settled[name] = paths.result(shown, value)
             return self.settled[name]
@@ -254,8 +260,21 @@ class _Paths:
             )
         return value
 
+    def suite(self, name: str) -> str:
+        """A suite goes along, if what it names can be read on the cluster."""
+        if name in suites.suite_names():
+            return name
+        for key, path in suites.load(name).places():
+            self.source(f"{name}: {key}={path}", path)
+        return self.option(f"suite={name}", name)
+
     def settle(self, tree: dict[str, Any]) -> None:
         """Of resolved settings, in place."""
+        evaluation = tree["evaluation"]
+        if name := evaluation["suite"]:
+            evaluation["suite"] = self.suite(name)
+            table = str(results.place(evaluation["suite_results"]))
+            evaluation["suite_results"] = self.result(f"evaluation.suite_results={table}", table)
         tree["runs"] = self.result(f"runs={tree['runs']}", tree["runs"])
         if directory := tree["checkpoint"]["directory"]:
             tree["checkpoint"]["directory"] = self.result(f"checkpoint.directory={directory}", directory)

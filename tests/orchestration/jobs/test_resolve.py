@@ -185,3 +185,26 @@ def test_packages_that_are_missing_or_too_old_are_named():
 def test_files_stay_in_the_jobs_folder_and_shadow_nothing(name):
     with pytest.raises(UserError, match="files"):
         make(verb="train", name="x", files={name: ""})
+
+
+def test_a_suite_goes_along_and_its_figures_stay(elsewhere, monkeypatch):
+    """The table is not in the job's own folder, whether it was named, is this machine's, or was left out."""
+    (elsewhere / "nightly.yaml").write_text("likelihood: [{data: s3://bucket/set}]\nquality: [{judge: gpt2}]\n")
+    job = resolve("evaluate", ["runs/mine", "--suite", "nightly.yaml"], place=PLACE)
+    assert job.arguments == ("--suite", "nightly.yaml", "--results", f"{PLACE}/results", f"{PLACE}/runs/mine")
+    assert "s3://bucket/set" in job.files["nightly.yaml"]
+    assert job.place == f"{PLACE}/runs/mine"
+    monkeypatch.setenv("MD4_RESULTS", "s3://other/table")
+    assert "s3://other/table" in resolve("evaluate", ["/runs/mine", "--suite", "pydocs"]).arguments
+    assert "--results" not in resolve("evaluate", ["/runs/mine"]).arguments
+    job = resolve("train", ["pydocs-tiny", "evaluation.suite=nightly.yaml", "evaluation.suite_every=9"], place=PLACE)
+    told = yaml.safe_load(job.files["config.yaml"])["evaluation"]
+    assert (told["suite"], told["suite_results"]) == ("nightly.yaml", "s3://other/table")
+    assert "nightly.yaml" in job.files
+    (elsewhere / "set").mkdir()
+    (elsewhere / "nightly.yaml").write_text("likelihood: [{data: set}]\n")
+    with pytest.raises(UserError, match=r"nightly\.yaml: data=set lies here, where the cluster can't read it"):
+        resolve("evaluate", ["/runs/mine", "--suite", "nightly.yaml"])
+    monkeypatch.delenv("MD4_RESULTS")
+    with pytest.raises(UserError, match="results=results would lie in the job's own folder"):
+        resolve("evaluate", ["/runs/mine", "--suite", "pydocs"])
