@@ -2,6 +2,7 @@
 
 spec.py       what a job is: verb, arguments, files, name, labels, secrets by reference, retries, time limit
 resolve.py    a command as typed here -> a job that stands alone: settings validated, files taken along
+paths.py      what becomes of a path that is given here; files that go along
 secrets.py    what looks like a secret, and references to secrets
 wheel.py      this code as a wheel, named by its content
 versions.py   what is installed here and there, compared
