@@ -322,7 +322,8 @@ class _Training:
             self.engine.backward(self.passes.loss(bits_per_token(loss.optimised, length), real))
             bounds.append(bits_per_token(loss.bound, length)[:real])
             weight = 1 if self.end_of_rows is None else length
-            self.meter.add(bounds[-1], loss.hidden[:real], drawn["t"][mine][:real], weight, length)
+            times = drawn["t"][mine][:real]
+            self.meter.add(bounds[-1], loss.hidden[:real], times, weight, length, self.model.times.density(times))
             self.watchdog.at(f"the update after pass {number}", step + 1)
             if number == self.passes.count:
                 orders = self._finish_update(batch, drawn["t"], torch.cat(bounds))
