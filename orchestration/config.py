@@ -72,6 +72,11 @@ class TrainConfig(_Part):
         "run ends before the update, skip = the update is left out; either way reports/batch-STEP.json has the batch",
     )
     skips: int = Field(10, ge=1, description="skipped steps in a row after which a run with on_spike=skip stops, too")
+    start_from: str | None = Field(
+        None,
+        description="a run, or the folder of one of its checkpoints, whose weights, average, moments and place in the "
+        "data a new run goes on with; optimizer, dropout, schedule and times may be others",
+    )
     peak_tflops: float | None = Field(
         None, gt=0, description="of one worker's device, for MFU, at the precision used; null = by the GPU's name"
     )

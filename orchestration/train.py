@@ -13,7 +13,7 @@ import torch
 
 from md4.errors import UserError
 from md4.model import count_parameters
-from orchestration import checkpoints, memory_plan, spares
+from orchestration import checkpoints, forks, memory_plan, spares
 from orchestration.cluster import cluster, worker_environment
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
@@ -37,8 +37,11 @@ class Outcome:
     seconds: float
 
 
-def check(config: Config, resume: bool, report: Report) -> None:
-    """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
+def check(config: Config, resume: bool, report: Report) -> Config:
+    """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource.
+
+    Returns the configuration with the checkpoint that it begins from found (`forks.pinned`).
+    """
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
     memory_plan.check(config)
@@ -51,17 +54,19 @@ def check(config: Config, resume: bool, report: Report) -> None:
         f"{config.model.length} tokens on {config.train.workers} worker(s), ZeRO-{config.train.zero_stage}, "
         f"up to {share} rows a worker and step"
     )
+    if (config.directory / "config.yaml").exists() and not resume:
+        raise UserError(f"run {config.directory} exists already: continue it with --resume, or choose another name=...")
+    config = forks.pinned(config, resume, report)
     if resume:
         run = Run.resume(config, report)
         found = checkpoints.newest(run.checkpoints, report)
         report(
             f"continuing {run.path} " + (f"from step {found.step}" if found else "from the start: no checkpoint yet")
         )
-    elif (config.directory / "config.yaml").exists():
-        raise UserError(f"run {config.directory} exists already: continue it with --resume, or choose another name=...")
     folders = [prepared_path(one) for _, one in config.data.sets()]
     if all(Folder(folder).exists(MANIFEST) for folder in folders):  # else as soon as they are prepared
         _check_data(config, folders, resume, report)
+    return config
 
 
 def train(config: Config, *, resume: bool = False, report: Report = print) -> Outcome:
@@ -70,7 +75,7 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
     Raises:
         UserError: anything wrong with the configuration, the data or the run's folder, or the run failed for good.
     """
-    check(config, resume, report)
+    config = check(config, resume, report)
     with cluster(num_cpus=config.train.most_workers + 2):
         prepared_before = all(Folder(prepared_path(one)).exists(MANIFEST) for _, one in config.data.sets())
         data = [prepare(one, report) for _, one in config.data.sets()]
@@ -80,6 +85,8 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
         began = time.perf_counter()
         events = Events(run.path)
         events.add("driver", did="began", pid=os.getpid())
+        if not resume and config.train.start_from is not None:
+            events.add("origin", checkpoint=config.train.start_from)
         try:
             with _Follower(run, config, report):
                 result = _fit(config, run, data)
@@ -100,7 +107,10 @@ def _check_data(config: Config, folders: Sequence[Place], resume: bool, report: 
             f"{str(folders[0])!r} has no rows in its validation split to evaluate with: "
             "set evaluation.every=0, or data.validation higher"
         )
-    if resume and (found := checkpoints.newest(Run(config.directory).checkpoints, lambda _: None)):
+    found = checkpoints.newest(Run(config.directory).checkpoints, lambda _: None) if resume else None
+    if found is None and config.train.start_from is not None:
+        found = checkpoints.read(config.train.start_from)
+    if found is not None:
         check_cursor(order, found, report)
 
 

@@ -24,7 +24,7 @@ from md4.flops import PassFlops
 from md4.genmd4 import GenMD4
 from md4.model import build, drop_labels
 from md4.objectives import MaskedDiffusion, bits_per_token
-from orchestration import checkpoints, powers, progress, spares
+from orchestration import checkpoints, forks, powers, progress, spares
 from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.clock import Clock
 from orchestration.config import Config
@@ -136,6 +136,7 @@ class _Training:
         kept = config.checkpoint
         self.writer = Writer(config.checkpoints, Retention(kept.keep, kept.keep_every, kept.keep_best))
         self.evaluated: dict[str, float] | None = None  # the last evaluation, if it was of this step
+        self.origin: dict[str, Any] | None = None  # the checkpoint of another run that this one began from
         self.step = self._restore()
         self.leader = Leader(config)
         self.events = Events(self.run.path)
@@ -156,15 +157,24 @@ class _Training:
             self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid(), **lost)
 
     def _restore(self) -> int:
-        """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
+        """Load the newest sound checkpoint, or the one to start from, the same on every worker; 0 if there is none."""
         checkpoint = checkpoints.newest_together(self.config.checkpoints, self._tell_damage)
+        own = checkpoint is not None
         if checkpoint is None:
-            return 0
+            if self.config.train.start_from is None:
+                return 0
+            checkpoint = checkpoints.read_together(self.config.train.start_from)
         checkpoints.restore(checkpoint, self.state)
-        self.meter = Meter(checkpoint.manifest["meter"])
+        ledger = checkpoint.manifest["ledger"]
+        if own:
+            self.origin = checkpoint.manifest.get("origin")
+            self.meter = Meter(checkpoint.manifest["meter"])
+            self.clock = Clock(checkpoint.manifest["spent"])
+        else:  # what the other run measured since its last line of metrics, and its time, are its own
+            self.origin = forks.origin(checkpoint)
+            ledger = {**ledger, "digests": ""}
         self.spikes = Spikes(self.config.train.spike, checkpoint.manifest["spikes"])
-        self.clock = Clock(checkpoint.manifest["spent"])
-        self.ledger = Ledger(self.order, checkpoint.manifest["ledger"])
+        self.ledger = Ledger(self.order, ledger)
         return checkpoint.step
 
     def fit(self) -> int:
@@ -527,6 +537,7 @@ class _Training:
                 "meter": self.meter.dump(),
                 "spikes": self.spikes.dump(),
                 "spent": self.clock.spent(),
+                "origin": self.origin,
             }
             self.watchdog.at("saving", self.step)
             self.writer.save(self.state, self.step, facts)
