@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from md4.errors import UserError
-from orchestration.commands import data, evaluation, sampling, serving, tokenizer, training
+from orchestration.commands import data, evaluation, sampling, search, serving, tokenizer, training
 
 app = typer.Typer(
     help="Masked diffusion on discrete data: prepare, train, evaluate, sample, serve.",
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verbs in (training, evaluation, sampling, serving):
+for verbs in (training, search, evaluation, sampling, serving):
     app.add_typer(verbs.app)
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")

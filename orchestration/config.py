@@ -341,11 +341,26 @@ def load(preset: str, overrides: Sequence[str] = (), file: str | Path | None = N
     Raises:
         UserError: naming every wrong key, its value, what is allowed and the nearest valid key.
     """
+    return validate(load_tree(preset, overrides, file))
+
+
+def load_tree(preset: str, overrides: Sequence[str] = (), file: str | Path | None = None) -> dict[str, Any]:
+    """What `load` validates: the settings that were given, as a plain tree. What follows from them is not in it."""
     path = _find_preset(preset)
     tree = {"name": path.stem, **_read_tree(path)}
     if file:
         tree = _lay(tree, _read_tree(Path(file)))
-    return validate(_lay(tree, read_assignments(overrides)))
+    return _lay(tree, read_assignments(overrides))
+
+
+def lay(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain tree with values by dotted key laid over it."""
+    over: dict[str, Any] = {}
+    for key, value in values.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        over = _merge(over, value)
+    return _lay(tree, over)
 
 
 def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:

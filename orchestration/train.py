@@ -69,8 +69,16 @@ def check(config: Config, resume: bool, report: Report) -> Config:
     return config
 
 
-def train(config: Config, *, resume: bool = False, report: Report = print) -> Outcome:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    report: Report = print,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
     """Run `config` to its last step; returns when it is done.
+
+    on_row: is given each row of metrics that the run writes, in a thread of its own, which may wait.
 
     Raises:
         UserError: anything wrong with the configuration, the data or the run's folder, or the run failed for good.
@@ -88,7 +96,7 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
         if not resume and config.train.start_from is not None:
             events.add("origin", checkpoint=config.train.start_from)
         try:
-            with _Follower(run, config, report):
+            with _Follower(run, config, report, on_row):
                 result = _fit(config, run, data)
         finally:
             events.add("driver", did="ended", pid=os.getpid())
@@ -138,7 +146,7 @@ def _use_gpu(config: Config) -> bool:
     return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
 
 
-def _scaling(config: Config) -> Any:
+def scaling(config: Config) -> Any:
     from ray.train import ScalingConfig
 
     least, most = config.train.least_workers, config.train.most_workers
@@ -163,7 +171,7 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
             "config": {**run.config.model_dump(mode="json"), "runs": str(Path(config.runs).resolve())},
             "data": [str(Folder(place).absolute()) for place in data],
         },
-        scaling_config=_scaling(config),
+        scaling_config=scaling(config),
         run_config=RunConfig(
             # Ray's own notes on this attempt; what is worth keeping stands in the run's folder itself.
             name=f"attempt-{time.time_ns()}",
@@ -200,10 +208,18 @@ def _explain(error: Exception, run: Run) -> Exception:
 
 
 class _Follower:
-    """Prints the run's metrics as they are written, one clear line each."""
+    """Tells the run's metrics as they are written, one clear line each."""
 
-    def __init__(self, run: Run, config: Config, report: Report, every: float = 0.5):
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        report: Report,
+        on_row: Callable[[dict[str, Any]], None] | None = None,
+        every: float = 0.5,
+    ):
         self._run, self._config, self._report, self._every = run, config, report, every
+        self._on_row = on_row
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._position, self._file = 0, 0
@@ -235,6 +251,8 @@ class _Follower:
                 if row["time"] > self._seen:
                     self._seen = row["time"]
                     self._report(describe(row, self._config))
+                    if self._on_row is not None:
+                        self._on_row(row)
 
 
 def describe(row: dict[str, Any], config: Config) -> str:
