@@ -20,6 +20,7 @@ from orchestration.cursor import check_cursor, run_order
 from orchestration.events import Events
 from orchestration.passes import Passes
 from orchestration.runs import Run
+from orchestration.stopping import Stop
 from pipelines.config import check as check_corpus
 from pipelines.config import prepared_path
 from pipelines.manifest import MANIFEST, Manifest
@@ -75,12 +76,14 @@ def train(
     resume: bool = False,
     report: Report = print,
     on_row: Callable[[dict[str, Any]], None] | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Run `config` to its last step; returns when it is done.
 
-    on_row: is given each row of metrics that the run writes, in a thread of its own, which may wait.
+    on_row: is given each row of metrics that the run writes, in a thread of its own; stop: ends the run from outside.
 
     Raises:
+        Stopped: `stop` was asked to.
         UserError: anything wrong with the configuration, the data or the run's folder, or the run failed for good.
     """
     config = check(config, resume, report)
@@ -97,7 +100,7 @@ def train(
             events.add("origin", checkpoint=config.train.start_from)
         try:
             with _Follower(run, config, report, on_row):
-                result = _fit(config, run, data)
+                result = _fit(config, run, data, stop)
         finally:
             events.add("driver", did="ended", pid=os.getpid())
         return Outcome(run, result["step"], time.perf_counter() - began)
@@ -157,7 +160,7 @@ def scaling(config: Config) -> Any:
     )
 
 
-def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
+def _fit(config: Config, run: Run, data: Sequence[Place], stop: Stop | None = None) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
 
     from orchestration import worker
@@ -183,6 +186,7 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
         folder=str(run.path.resolve()),
         checkpoints=str(run.checkpoints.absolute()),
         max_restarts=config.train.max_restarts,
+        stop=stop,
     )
     try:
         result: Any = trainer.fit().return_value

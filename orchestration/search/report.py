@@ -17,7 +17,8 @@ WHAT_A_SCHEDULE_CHANGES = """\
 MD4's bound in continuous time is an integral over the masked share 1 - alpha: another masking schedule walks through
 the same values at another pace, and their integral stays (arXiv 2406.04329, section 4). So for one trained MD4 network
 without time input the bound is the same under every schedule, up to what happens beyond eps = 1e-4 at both ends, and
-choosing the schedule of a trained network by its bound would be choosing noise. What schedule and density of times do change:
+choosing the schedule of a trained network by its bound would be choosing noise. What schedule and density of times do
+change:
 
 - *the variance of the gradient*: they decide how often training looks at each masked share. Differences between trials
   below are what networks learned within the same tokens under different noise;
@@ -152,9 +153,9 @@ def _markdown(study: Study, ranked: list[Ranked]) -> str:
     lines += [
         "",
         f"**Bold** differences are larger than {SIGNIFICANT:g} standard errors, taken as if evaluations were "
-        "independent; they share rows and draws, so the true errors are smaller. They are errors of the *evaluation*: training with "
-        "another seed moves a bound, too, which `seed` as a key of the space would show. Trials that were stopped have "
-        "the figure of the round they came to, which is not to be compared with those that finished.",
+        "independent; they share rows and draws, so the true errors are smaller. They are errors of the *evaluation*: "
+        "training with another seed moves a bound, too, which `seed` as a key of the space would show. Trials that were "
+        "stopped have the figure of the round they came to, which is not to be compared with those that finished.",
         "",
         f"![learning curves]({CURVES})",
         "",

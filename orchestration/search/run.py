@@ -22,6 +22,7 @@ from orchestration.search.table import Table
 
 Report = Callable[[str], None]
 SPACES = PRESETS / "spaces"
+_OF_A_DRIVER = {"memory": 2.0**20}  # Tune has to ask for something, and logical CPUs are for workers
 _PREFIX = "search."  # of overrides that are for the search, not for its trials
 
 
@@ -197,13 +198,13 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
     from ray.tune.execution.placement_groups import PlacementGroupFactory
 
     from orchestration.search import schedulers
-    from orchestration.search.trial import run as trial
+    from orchestration.search.trial import TrialProcess
     from orchestration.search.watching import Watcher
 
     notes = study.path / ".tune"
     shutil.rmtree(notes, ignore_errors=True)
     search, space = study.space.search, study.space
-    constant = {"study": str(study.path), "here": os.getcwd(), "exchanged": 0}
+    constant = {"study": str(study.path), "here": os.getcwd()}
     settings = [_setting(one, constant) for one in study.trials] if search.algorithm != "optuna" else []
     if search.algorithm == "optuna":
         begun = [record.values for one in study.trials if (record := one.record()) is not None]
@@ -211,8 +212,8 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
     else:
         algorithm = schedulers.points(settings, packing.concurrent)
     tuner = tune.Tuner(
-        tune.with_resources(trial, PlacementGroupFactory([{}])),
-        param_space={},
+        tune.with_resources(TrialProcess, PlacementGroupFactory([_OF_A_DRIVER])),
+        param_space=dict.fromkeys(settings[0]) if settings else {},
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
             scheduler=schedulers.scheduler(space),
@@ -222,7 +223,13 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
             trial_dirname_creator=_name,
             reuse_actors=False,
         ),
-        run_config=tune.RunConfig(name="notes", storage_path=str(notes), verbose=0, callbacks=[Watcher(study, table)]),
+        run_config=tune.RunConfig(
+            name="notes",
+            storage_path=str(notes),
+            verbose=0,
+            callbacks=[Watcher(study, table)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
     )
     tuner.fit()
     shutil.rmtree(notes, ignore_errors=True)
@@ -234,13 +241,17 @@ def _name(trial: Any) -> str:
 
 
 def _setting(trial: Trial, constant: Mapping[str, Any]) -> dict[str, Any]:
+    """What Tune is told of a trial: its number; of a population the values, too, which it changes."""
+    setting = {**constant, "number": trial.number}
+    if trial.study.space.search.scheduler != "pbt":
+        return setting
     record = trial.record()
     values = trial.study.space.point(trial.number) if record is None else record.values
     begins = record.segments[-1].begins if record else None
     known = trial.rounds(upto_checkpoint=True)
     done = max([begins.round if begins else 0, *(one.number for one in known)])
     every = trial.study.space.search.perturb_every
-    return {**values, **constant, "number": trial.number, "exchanged": done // every * every}
+    return {**values, **setting, "exchanged": done // every * every}
 
 
 def _finish(study: Study, report: Report) -> Study:

@@ -196,6 +196,13 @@ class Space(BaseModel):
             problems += [f"space.{key}: a grid needs a choice, an int, or a uniform with a step" for key in endless]
             if not endless and (count := math.prod(len(one.values or ()) for one in self.space.values())) > MOST_POINTS:
                 problems.append(f"the grid has {count:,} points, more than {MOST_POINTS:,}")
+        if self.search.scheduler == "pbt" or self.search.algorithm == "optuna":
+            by = "optuna" if self.search.algorithm == "optuna" else "pbt"
+            problems += [
+                f"space.{key}: {by} takes choices of numbers, texts, true and false alone"
+                for key, one in self.space.items()
+                if any(not isinstance(value, bool | int | float | str) for value in one.choice or ())
+            ]
         problems += [
             f"space.{key}: needs a choice, so that each prepared set is known before the start"
             for key, one in self.space.items()

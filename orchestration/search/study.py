@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +100,11 @@ class Round:
     bits: float  # per token, an upper bound
     error: float  # its standard error
     run: str
+    checkpoint: str | None = None  # of this step, if it is known
+
+    def at(self, checkpoint: str) -> "Round":
+        """The same with its checkpoint."""
+        return replace(self, checkpoint=checkpoint)
 
 
 @dataclass(frozen=True)
