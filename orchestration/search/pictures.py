@@ -63,7 +63,9 @@ def draw_parallel(study: Study, ranked: list[Ranked], path: Path) -> Path:
     for one in reversed(known):
         assert one.bits is not None
         shift = 0.012 * ((one.record.number % 5) - 2)  # lines of equal values stay apart
-        heights = [study.space.space[key].place(one.record.values[key]) + shift for key in keys]
+        ranges = [study.space.space[key] for key in keys]
+        places = [given.place(one.record.values[key]) for given, key in zip(ranges, keys, strict=True)]
+        heights = [place + shift * (given.values is not None) for place, given in zip(places, ranges, strict=True)]
         height = (one.bits - low) / spread
         axes.plot(
             range(len(keys) + 1), [*heights, height], "-" if one.state == "finished" else ":",

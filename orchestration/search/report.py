@@ -154,8 +154,8 @@ def _markdown(study: Study, ranked: list[Ranked]) -> str:
         "",
         f"**Bold** differences are larger than {SIGNIFICANT:g} standard errors, taken as if evaluations were "
         "independent; they share rows and draws, so the true errors are smaller. They are errors of the *evaluation*: "
-        "training with another seed moves a bound, too, which `seed` as a key of the space would show. Trials that were "
-        "stopped have the figure of the round they came to, which is not to be compared with those that finished.",
+        "training with another seed moves a bound, too, which `seed` as a key of the space would show. Trials that "
+        "were stopped have the figure of the round they came to, which is not to be compared with those that finished.",
         "",
         f"![learning curves]({CURVES})",
         "",

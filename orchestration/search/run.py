@@ -140,9 +140,15 @@ def run(plan: Plan, resume: bool, report: Report, table: Table) -> Study:
         if plan.packing is None:
             report(f"packing: {packing.describe()}")
         _prepare(plan, report)
-        with table.showing(study, packing.concurrent):
-            _tune(study, packing, table)
+        with table.showing(study):
+            if not all(_is_over(one) for one in study.trials):
+                _tune(study, packing, table)
     return _finish(study, report)
+
+
+def _is_over(trial: Trial) -> bool:
+    record = trial.record()
+    return record is not None and record.ended is not None and record.ended.how != "failed"
 
 
 def _check_trials(plan: Plan, resume: bool) -> None:

@@ -33,7 +33,7 @@ class Table:
     _study: Study | None = None
 
     @contextmanager
-    def showing(self, study: Study, concurrent: int) -> Iterator[None]:
+    def showing(self, study: Study) -> Iterator[None]:
         """Show it while the study runs."""
         self._study = study
         for trial in study.trials:
