@@ -27,13 +27,15 @@ def search(
     ] = False,
 ) -> None:
     """Search with Ray Tune: trials are ordinary runs with the same budget of tokens; a ranked report and the winner."""
-    from orchestration.search.run import find_space, make_plan, run
+    from orchestration.search.run import find_space, joined_packing, make_plan, run
     from orchestration.search.table import Table
 
     plan = make_plan(preset, find_space(space), overrides or (), config, name, studies)
     for line in plan.lines():
         say(line)
     if dry_run:
+        if plan.packing is None:
+            say(f"packing: {joined_packing(plan).describe()}")
         say("nothing was started (--dry-run)")
         return
     try:

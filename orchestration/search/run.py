@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from md4.errors import UserError
+from md4.errors import Failed, UserError
 from orchestration import train
+from orchestration.cluster import address
 from orchestration.config import PRESETS, Config, load_tree, read_assignments
 from orchestration.search import space as spaces
 from orchestration.search.budget import Budget, budget
@@ -114,7 +115,7 @@ def _packing_before(space: Space, config: Config) -> Packing | None:
     """What will fit the private cluster that the search starts; None where there is one to join."""
     import ray
 
-    if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+    if address() is not None or ray.is_initialized():
         return None
     search, population = space.search, space.search.scheduler == "pbt"
     room = local_room(config, search.concurrent, space.trials, population)
@@ -125,7 +126,8 @@ def run(plan: Plan, resume: bool, report: Report, table: Table) -> Study:
     """Run a plan to its report; returns the study. With `resume` it goes on from what its folder has.
 
     Raises:
-        UserError: the folder is taken, or is not of this plan; another process runs it; no trial came to an end.
+        UserError: the folder is taken, or is not of this plan; another process runs it.
+        Failed: no trial came to its end.
     """
     _check_trials(plan, resume)
     make = Study.resume if resume else Study.create
@@ -159,6 +161,14 @@ def _check_trials(plan: Plan, resume: bool) -> None:
         raise UserError(f"study {plan.folder} exists already: continue it with --resume, or choose another --name")
     for one in plan.configs:
         train.check(one, False, lambda _: None)
+
+
+def joined_packing(plan: Plan) -> Packing:
+    """How many trials fit the cluster that RAY_ADDRESS names; UserError as of `pack`."""
+    from orchestration.cluster import cluster
+
+    with cluster(num_cpus=1):
+        return _packing_now(plan)
 
 
 def _packing_now(plan: Plan) -> Packing:
@@ -267,7 +277,7 @@ def _finish(study: Study, report: Report) -> Study:
     for one in failed:
         report(f"trial {one.number:03d} failed: {one.ended and one.ended.why}")
     if not any(one and one.ended and one.ended.how == "finished" for one in records):
-        raise UserError(f"no trial of study {study.path} came to its end; --resume tries those that failed again")
+        raise Failed(f"no trial of study {study.path} came to its end; --resume tries those that failed again")
     for line in write_report(study):
         report(line)
     return study

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from md4.errors import UserError
@@ -31,8 +32,8 @@ class TrialProcess(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         os.chdir(config["here"])
-        if not os.environ.get("CUDA_VISIBLE_DEVICES", "all"):
-            del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray hides GPUs from who asked for none; here they are only counted
+        # Ray hides GPUs from who asked for none, and this machine may have none: the cluster's are asked for.
+        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         self._study = Study(config["study"])
         self._trial = Trial(self._study, int(self.trial_name))
         self._setting = config
