@@ -127,10 +127,10 @@ class _Training:
             self._thread.join(_END_SECONDS)
 
     def _train(self) -> None:
-        from orchestration.train import train
-
-        resume = (self._config.directory / "config.yaml").exists()
         try:
+            from orchestration.train import train
+
+            resume = (self._config.directory / "config.yaml").exists()
             train(self._config, resume=resume, report=lambda _: None, on_row=self._heard, stop=self._stop)
             self._news.put(None)
         except BaseException as error:
