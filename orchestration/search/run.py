@@ -4,14 +4,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from md4.errors import Failed, UserError
 from orchestration import train
-from orchestration.cluster import address
+from orchestration.cluster import address, cluster, set_environment
 from orchestration.config import PRESETS, Config, load_tree, read_assignments
 from orchestration.search import space as spaces
 from orchestration.search.budget import Budget, budget
@@ -131,18 +130,14 @@ def run(plan: Plan, resume: bool, report: Report, table: Table) -> Study:
     """
     _check_trials(plan, resume)
     make = Study.resume if resume else Study.create
-    study = make(plan.folder, plan.preset, plan.base, plan.space)
-    with study.locked(), ExitStack() as stack:
-        _set_environment()
-        from orchestration.cluster import cluster
-
-        room = plan.packing.room["CPU"] if plan.packing else 0
-        stack.enter_context(cluster(num_cpus=int(room) or 2))
+    _set_environment()
+    with cluster(num_cpus=int(plan.packing.room.get("CPU", os.cpu_count() or 2)) if plan.packing else 2):
         packing = _packing_now(plan)
         if plan.packing is None:
             report(f"packing: {packing.describe()}")
         _prepare(plan, report)
-        with table.showing(study):
+        study = make(plan.folder, plan.preset, plan.base, plan.space)
+        with study.locked(), table.showing(study):
             if not all(_is_over(one) for one in study.trials):
                 _tune(study, packing, table)
     return _finish(study, report)
@@ -165,8 +160,6 @@ def _check_trials(plan: Plan, resume: bool) -> None:
 
 def joined_packing(plan: Plan) -> Packing:
     """How many trials fit the cluster that RAY_ADDRESS names; UserError as of `pack`."""
-    from orchestration.cluster import cluster
-
     with cluster(num_cpus=1):
         return _packing_now(plan)
 
@@ -202,8 +195,6 @@ def _set_environment() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
     }.items():
         os.environ.setdefault(key, value)
-    from orchestration.cluster import set_environment
-
     set_environment()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what a trial failed of is in its record
 
