@@ -191,11 +191,12 @@ def test_a_killed_search_goes_on_where_its_trials_were(planned, tmp_path, given)
     study = Study(plan.folder)
     assert study.trials[0].record().ended.how == "finished"
     assert study.trials[1].record().ended is None
-    first = {path: path.read_bytes() for path in (plan.folder / "trials" / "000").glob("*.*")}
+    files = [path for path in (plan.folder / "trials" / "000").rglob("*") if path.is_file()]
+    first = {path: path.read_bytes() for path in files}
 
     said: list[str] = []
     study = run(plan, True, said.append, quiet())
-    assert {path: path.read_bytes() for path in (plan.folder / "trials" / "000").glob("*.*")} == first
+    assert {path: path.read_bytes() for path in files} == first
     starts = Events(second).read("workers")
     assert len(starts) == 2
     assert starts[1]["step"] in (100, 200, 300)
