@@ -1,6 +1,6 @@
 """A run's folder (contract C6): what is in it, how it is made, continued and read.
 
-runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
+runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/  grids/
 
 A run whose vocabulary is a file keeps a copy of it, `tokenizer.json`, and uses that: the file may move or change.
 """
@@ -19,6 +19,7 @@ from md4 import weights
 from md4.errors import UserError
 from md4.model import build
 from md4.objectives import MaskedDiffusion
+from md4.samplers.saved import Saved, read_folder
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
 from pipelines.storage import Folder
@@ -182,6 +183,7 @@ def load_model(
     kind = "ema" if ema and "ema" in checkpoint.kinds else "weights"
     model = build(run.config.model, compute=compute)
     model.load_state_dict(checkpoint.tensors(kind))
+    model.saved = Saved.of(read_folder(run.path))
     return Loaded(
         model=model.eval(),
         vocabulary=run.config.data.tokens,
@@ -208,6 +210,7 @@ def export(path: str | Path, folder: str | Path, *, ema: bool = True, report: Ca
         vocabulary=loaded.vocabulary.name,
         symbols=getattr(loaded.vocabulary, "symbols", None),
         tokenizer=loaded.vocabulary.content if isinstance(loaded.vocabulary, Trained) else None,
+        saved=read_folder(loaded.path),
         source={
             "run": loaded.config.name,
             "step": loaded.step,
