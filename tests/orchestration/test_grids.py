@@ -37,15 +37,15 @@ def test_a_grid_is_found_written_and_used(trained, monkeypatch, capsys):
     report = GridReport.model_validate_json(file.read_text())
     assert (report.steps, report.rows, report.draws, len(report.times)) == (6, 8, 2, 7)
     assert report.found.searched <= min(report.uniform.searched, report.cosine.searched)
-    assert report.uniform.gain == 0
-    assert report.found.gain == pytest.approx(report.uniform.checked - report.found.checked)
+    assert report.below_uniform.bits == pytest.approx(report.uniform.checked - report.found.checked)
+    assert report.below_cosine.bits == pytest.approx(report.cosine.checked - report.found.checked)
     for name in (*GRIDS, "found"):
         assert 0 < getattr(report, name).standard_error < 1
         assert f"{getattr(report, name).checked:.4f}" in said
     assert f"{report.found.checked:.4f}" in file.with_suffix(".md").read_text()
 
     command = said.strip().splitlines()[-1]
-    assert command == f"next: md4 sample {trained} grid={file}"
+    assert command == f"next: md4 sample {trained} grid=searched steps=6"
     monkeypatch.setattr(sys, "argv", [*command.removeprefix("next: ").split(), "--seed", "3", "--json"])
     main()
     found = json.loads(capsys.readouterr().out)
@@ -56,8 +56,8 @@ def test_a_grid_is_found_written_and_used(trained, monkeypatch, capsys):
 
 
 def test_the_same_seed_finds_the_same_grid(trained):
-    wanted = Search(steps=4, rows=4, points=8, seed=5)
-    first, again = (run(trained, wanted, lambda _: None)[0] for _ in range(2))
+    wanted = Search(steps=(4,), rows=4, points=8, seed=5)
+    first, again = (run(trained, wanted, lambda _: None)[0][0] for _ in range(2))
     assert first.times == again.times
     assert first.found == again.found
 
@@ -65,10 +65,10 @@ def test_the_same_seed_finds_the_same_grid(trained):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (Search(steps=0), "steps is 0"),
-        (Search(steps=4, points=0), "points is 0"),
-        (Search(steps=4, rows=0), "rows is 0"),
-        (Search(steps=4, draws=0), "rows and draws"),
+        (Search(steps=(0,)), "steps is 0"),
+        (Search(steps=(4,), points=0), "points is 0"),
+        (Search(steps=(4,), rows=0), "rows is 0"),
+        (Search(steps=(4,), draws=0), "rows and draws"),
     ],
 )
 def test_mistakes_are_named(trained, wanted, message):
