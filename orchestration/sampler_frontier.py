@@ -24,7 +24,16 @@ from orchestration.runs import Loaded, load_model
 from orchestration.sampling import Request
 from orchestration.yardsticks import Yardstick, real_rows, yardstick
 from pipelines.reports import Provenance, write
-from pipelines.sampler_frontier import Figure, SamplerFrontier, SamplerPoint, Winner, best_within, draw, frontier_of
+from pipelines.sampler_frontier import (
+    Figure,
+    GridGain,
+    SamplerFrontier,
+    SamplerPoint,
+    Winner,
+    best_within,
+    draw,
+    frontier_of,
+)
 
 # What is tried of each sampler beside its steps and grids.
 _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -107,6 +116,12 @@ def run(
         data=data,
         points=points,
         winners=winners,
+        gains=[
+            GridGain(steps=report.steps, below=kind, bits=Figure(value=gain.bits, standard_error=gain.standard_error))
+            for kind in GRIDS
+            for report, _ in found
+            for gain in [getattr(report, f"below_{kind}")]
+        ],
     )
     files = write(result, path / "reports")
     draw(result, files[0].with_suffix(".png"))

@@ -7,12 +7,15 @@ good: those that win a number of calls are sampled again, with other seeds.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from pipelines.judges import JudgeFacts
 from pipelines.reports import Report, facts_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Figure(BaseModel):
@@ -47,6 +50,16 @@ class SamplerPoint(BaseModel):
         return ", ".join([str(self.settings["sampler"]).replace("_", " "), *words])
 
 
+class GridGain(BaseModel):
+    """By how much the bound of a searched grid is below that of a named one, on the same held-out rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int
+    below: str = Field(description="the named grid")
+    bits: Figure = Field(description="per token; the error is that of the difference")
+
+
 class Winner(BaseModel):
     """The setting that is best for a number of calls."""
 
@@ -72,6 +85,7 @@ class SamplerFrontier(Report):
     data: dict[str, Figure] = Field(description="the figures of as many real rows; of the score, where it would end")
     points: list[SamplerPoint] = Field(min_length=1)
     winners: list[Winner]
+    gains: list[GridGain] = Field(description="of the searched grids, in the bound of ancestral sampling as run")
 
     @property
     def name(self) -> str:
@@ -97,14 +111,17 @@ class SamplerFrontier(Report):
         return "\n".join([*lines, _line(["real rows", "-", "-", *real, "-"])])
 
     def markdown(self) -> str:
+        gained = [_line(["steps", "searched grid's bound is below that of", "bits per token"]), _line(["---"] * 3)]
+        gained += [_line([str(gain.steps), gain.below, str(gain.bits)]) for gain in self.gains]
         chosen = [_line(["calls", "best", "score", "again", "kept"]), _line(["---"] * 5)]
         for each in self.winners:
             cells = [str(each.calls), _words(each.settings), str(each.score), str(each.again), each.kept or "-"]
             chosen.append(_line(cells))
-        facts = facts_table(self.model_dump(mode="json", exclude={"points", "winners", "data"}))
+        facts = facts_table(self.model_dump(mode="json", exclude={"points", "winners", "data", "gains"}))
         picture = f"![Score by network calls]({self.name}.png)"
         return "\n\n".join([
-            f"# Sampler frontier, {self.split}", self.headline(), "\n".join(chosen), picture, self.table(), facts
+            f"# Sampler frontier, {self.split}", self.headline(), "\n".join(chosen), picture, self.table(),
+            "\n".join(gained), facts,
         ]) + "\n"  # fmt: skip
 
 
@@ -135,66 +152,80 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def draw(report: SamplerFrontier, path: Path) -> Path:
-    """Score over network calls as a PNG at `path`, a line for each sampler and grid; bars are one standard error.
-
-    If there are bounds, a second panel has those.
-    """
+    """A picture as a PNG at `path`: score over network calls, and what searched grids gain; see `draw_panels`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import NullFormatter
 
-    bounds = any(point.bound is not None for point in report.points)
-    wide = (12.5, 5.4) if bounds else (8.2, 5.4)
-    figure, panels = plt.subplots(1, 1 + bounds, figsize=wide, dpi=130, layout="constrained", squeeze=False)
-    titles = list(dict.fromkeys(_series(point) for point in report.points))
-    colours = {title: f"C{place % 10}" for place, title in enumerate(titles)}
-    marks = {title: "osD^v"[place // 10 % 5] for place, title in enumerate(titles)}
-    for axes, what in zip(panels[0], ("score", "bound"), strict=False):
-        for title in titles:
-            line = [point for point in report.points if _series(point) == title and getattr(point, what) is not None]
-            if not line:
-                continue
-            line.sort(key=lambda point: point.calls.value)
-            figures: list[Figure] = [getattr(point, what) for point in line]
-            axes.errorbar(
-                [point.calls.value for point in line],
-                [each.value for each in figures],
-                yerr=[each.standard_error for each in figures],
-                fmt=f"{marks[title]}-", ms=4.5, lw=1.3, elinewidth=0.9, color=colours[title], label=title, alpha=0.9,
-            )  # fmt: skip
-        axes.set_xscale("log", base=2)
-        ticks = sorted({each.calls for each in report.winners})
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(color="0.92", lw=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("network calls of a sample")
-    score = panels[0][0]
-    steps = sorted((point for point in report.points if point.frontier), key=lambda point: point.calls.value)
-    score.plot(
-        [point.calls.value for point in steps], [point.score.value for point in steps], "o", ms=11, mfc="none", mew=1.6,
-        color="0.2", label="on the frontier",
-    )  # fmt: skip
-    if "score" in report.data:
-        score.axhline(report.data["score"].value, color="0.4", ls="--", lw=1, label=f"real rows ({report.split})")
-    score.set_ylabel(report.score)
-    if all(point.score.value > 0 for point in report.points):
-        score.set_yscale("log")
-    score.legend(frameon=False, fontsize=8, ncols=1 + (len(titles) > 8))
-    if bounds:
-        panels[0][1].set_ylabel("bound of the sampler as run, bits per token")
-        panels[0][1].set_title("held-out rows", loc="left", fontsize=10)
-    step = "" if report.model.step is None else f", step {report.model.step:,}"
-    score.set_title(f"{report.model.run}{step}: {report.samples:,} samples a point", loc="left", fontsize=10)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12.5, 6.2), dpi=130, layout="constrained", width_ratios=(1.5, 1)
+    )
+    draw_panels(report, left, right)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=5)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="png")
     plt.close(figure)
     temporary.replace(path)
     return path
+
+
+def draw_panels(report: SamplerFrontier, scores: "Axes", gains: "Axes") -> None:
+    """Score over network calls, a line for each sampler and grid, and the gains of searched grids over named ones.
+
+    Bars are one standard error of scores, two of gains.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    titles = list(dict.fromkeys(_series(point) for point in report.points))
+    for place, title in enumerate(titles):
+        line = [point for point in report.points if _series(point) == title]
+        line.sort(key=lambda point: point.calls.value)
+        scores.errorbar(
+            [point.calls.value for point in line],
+            [point.score.value for point in line],
+            yerr=[point.score.standard_error for point in line],
+            fmt=f"{'osD^v'[place // 10 % 5]}-", ms=4.5, lw=1.3, elinewidth=0.9, color=f"C{place % 10}", label=title,
+        )  # fmt: skip
+    best = [point for point in report.points if point.frontier]
+    scores.plot(
+        [point.calls.value for point in best], [point.score.value for point in best], "o", ms=11, mfc="none", mew=1.6,
+        color="0.2", label="on the frontier",
+    )  # fmt: skip
+    if "score" in report.data:
+        scores.axhline(report.data["score"].value, color="0.4", ls="--", lw=1, label="as many real rows")
+    scores.set_ylabel(report.score)
+    if all(point.score.value > 0 for point in report.points):
+        scores.set_yscale("log")
+        scores.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        scores.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        scores.yaxis.set_minor_formatter(NullFormatter())
+    for place, kind in enumerate(dict.fromkeys(gain.below for gain in report.gains)):
+        line = [gain for gain in report.gains if gain.below == kind]
+        gains.errorbar(
+            [gain.steps * (0.98, 1.02)[place % 2] for gain in line],
+            [gain.bits.value for gain in line],
+            yerr=[2 * gain.bits.standard_error for gain in line],
+            fmt="o-", ms=5, capsize=3, lw=1.3, color=("0.55", "0.15")[place % 2],
+        )  # fmt: skip
+        last = line[-1]
+        gains.annotate(f"  than {kind}", (last.steps, last.bits.value), va="center", fontsize=9)
+    gains.axhline(0, color="0.4", lw=0.8)
+    gains.margins(x=0.18)
+    gains.set_ylabel("lower bound with the searched grid, bits per token")
+    gains.set_title("held-out rows, ± 2 standard errors", loc="left", fontsize=10)
+    ticks = sorted({gain.steps for gain in report.gains})
+    for axes, what in ((scores, "network calls of a sample"), (gains, "steps of ancestral sampling")):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(color="0.92", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel(what)
+    step = "" if report.model.step is None else f", step {report.model.step:,}"
+    scores.set_title(f"{report.model.run}{step}: {report.samples:,} samples a point", loc="left", fontsize=10)
 
 
 def _series(point: SamplerPoint) -> str:

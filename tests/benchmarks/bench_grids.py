@@ -1,0 +1,134 @@
+"""Searched time grids against the named ones, and the sampler frontier beside, on the demos of text and images.
+
+    python -m tests.benchmarks.bench_grids [TEXT_RUN IMAGE_RUN]     40 minutes on two cores, 20 with trained runs
+
+Trains `pydocs-tiny` and `digits-tiny` unless runs are given. For each: grids of 8, 16, 32 and 64 steps searched on half
+of the validation rows; the bounds (T-step negative ELBO, the bound of ancestral sampling as run) of the uniform, the
+cosine and the searched grid on the other half, with the standard error of their difference row by row; then samples of
+every sampler and grid, scored without any other model (`orchestration/yardsticks.py`).
+
+Asks that the searched grid's bound be below both others' by more than two standard errors at 8, 16 and 32 steps.
+Writes results/grids.json and results/grids.png. No figure depends on time, nor on how busy the machine is.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestration.grids import GridReport, Search
+from orchestration.sampler_frontier import Wanted, run
+from pipelines.sampler_frontier import SamplerFrontier, draw_panels
+from tests.benchmarks.harness import RESULTS, machine
+
+STEPS, ASKED = (8, 16, 32, 64), (8, 16, 32)
+# The digits have 180 validation rows: what rows lack, masks of each row make up for.
+PLANS = {
+    "pydocs-tiny": Wanted(Search(STEPS, rows=512, draws=2), count=512),
+    "digits-tiny": Wanted(Search(STEPS, rows=90, draws=32), count=512),
+}
+
+
+def trained(preset: str, folder: Path) -> Path:
+    """A run of the preset, trained by `md4 train`."""
+    command = [
+        sys.executable,
+        "-m",
+        "orchestration",
+        "train",
+        preset,
+        f"runs={folder}",
+        f"data.directory={folder}/data",
+    ]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder / preset
+
+
+def row(report: GridReport) -> dict[str, Any]:
+    """The bounds of one number of steps, in bits per token."""
+    gains = {f"below_{kind}": getattr(report, f"below_{kind}") for kind in ("uniform", "cosine")}
+    bounds = {kind: getattr(report, kind) for kind in ("uniform", "cosine", "found")}
+    return {
+        "steps": report.steps,
+        **{name: [bound.checked, bound.standard_error] for name, bound in bounds.items()},
+        **{name: [gain.bits, gain.standard_error] for name, gain in gains.items()},
+        "standard_errors": {name: gain.bits / gain.standard_error for name, gain in gains.items()},
+        "times": report.times,
+    }
+
+
+def measure(run_folder: Path, plan: Wanted) -> tuple[dict[str, Any], SamplerFrontier]:
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    frontier, found, _ = run(run_folder, plan, say)
+    rows = [row(report) for report, _ in found]
+    reached = all(z > 2 for each in rows if each["steps"] in ASKED for z in each["standard_errors"].values())
+    facts = {
+        "run": frontier.model.run,
+        "training_steps": frontier.model.step,
+        "rows": found[0][0].rows,
+        "draws": found[0][0].draws,
+        "points": found[0][0].points,
+        "grids": rows,
+        "below_both_by_two_errors": reached,
+        "frontier": frontier.model_dump(
+            mode="json", include={"score", "samples", "length", "data", "points", "winners"}, exclude_none=True
+        ),
+    }
+    return facts, frontier
+
+
+def draw(frontiers: dict[str, SamplerFrontier]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(13, 11.5), dpi=110, layout="constrained", width_ratios=(1.5, 1))
+    for axes, frontier in zip(panels, frontiers.values(), strict=True):
+        draw_panels(frontier, *axes)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=5)
+    figure.savefig(RESULTS / "grids.png")
+    plt.close(figure)
+
+
+def main() -> None:
+    began = time.perf_counter()
+    torch.set_num_threads(1)  # small tensors, and nothing is timed
+    with tempfile.TemporaryDirectory() as folder:
+        given = [Path(path) for path in sys.argv[1:]]
+        runs = given if len(given) == 2 else [trained(preset, Path(folder)) for preset in PLANS]
+        found = {preset: measure(path, plan) for (preset, plan), path in zip(PLANS.items(), runs, strict=True)}
+    report = {
+        "benchmark": "grids",
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "python -m tests.benchmarks.bench_grids",
+        "seconds": round(time.perf_counter() - began),
+        "machine": machine(),
+        "figures": {preset: facts for preset, (facts, _) in found.items()},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "grids.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    draw({preset: frontier for preset, (_, frontier) in found.items()})
+    for preset, (facts, frontier) in found.items():
+        print(f"{preset}: searched below both by two standard errors at {ASKED}: {facts['below_both_by_two_errors']}")
+        for each in facts["grids"]:
+            words = ", ".join(f"{z:.1f} errors {name.replace('_', ' ')}" for name, z in each["standard_errors"].items())
+            print(
+                f"  {each['steps']:3d} steps: {each['found'][0]:.4f} ± {each['found'][1]:.4f} bits per token, {words}"
+            )
+        print(f"  {frontier.headline()}")
+    if not all(facts["below_both_by_two_errors"] for facts, _ in found.values()):
+        sys.exit("the searched grid is not below both named ones by two standard errors everywhere")
+
+
+if __name__ == "__main__":
+    main()
