@@ -44,7 +44,7 @@ class NgramModel:
 
     @classmethod
     def fit(
-        cls, corpus: Sequence[np.ndarray], held_out: Sequence[np.ndarray], size: int, rounds: int = 50
+        cls, corpus: Sequence[np.ndarray], held_out: Sequence[np.ndarray], size: int, rounds: int = 100
     ) -> "NgramModel":
         """Counts of `corpus`, weights of `held_out`. UserError if either has no trigram."""
         codes, others = trigrams(corpus, size)[0], trigrams(held_out, size)[0]
@@ -108,6 +108,5 @@ def _divergence(counts: np.ndarray, other: np.ndarray) -> float:
     """Of the law of `counts` [K] from one whose probabilities at these K places are `other` [K], in bits."""
     own = counts / counts.sum()
     middle = (own + other) / 2
-    first = np.where(own > 0, own * np.log2(np.where(own > 0, own, 1) / middle), 0).sum()
-    second = np.where(other > 0, other * np.log2(np.where(other > 0, other, 1) / middle), 0).sum()
-    return float((first + second + (1 - other.sum())) / 2)  # what only the other has counts one bit
+    relative = sum(float((law[law > 0] * np.log2(law[law > 0] / middle[law > 0])).sum()) for law in (own, other))
+    return (relative + 1 - float(other.sum())) / 2  # what only the other has counts one bit
