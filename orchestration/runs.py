@@ -29,6 +29,7 @@ from pipelines.vocabularies import TOKENIZER, Trained, Vocabulary, keep
 # for spikes does, but a run that it has stopped could not be continued if the rule had to stay.)
 _FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
 _FREE += ("train.log_every", "train.max_restarts", "evaluation.", "checkpoint.", "tracking.", "sampling.", "serving.")
+_FREE += ("card.",)
 _FREE += (
     "runs",
     "data.directory",

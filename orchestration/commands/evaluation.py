@@ -1,4 +1,4 @@
-"""`md4 evaluate | quality | grid`: what a trained model is worth."""
+"""`md4 evaluate | quality | grid | card`: what a trained model is worth."""
 
 import sys
 from pathlib import Path
@@ -185,3 +185,23 @@ def search_grid(
     say(f"{found.headline()}\nwritten: {written}, {written.with_suffix('.png')}")
     if save and found.winners:
         say(f"next: md4 sample {run} sampler=best steps={found.winners[0].calls}")
+
+
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="folder of a run, or of an exported model")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder that gets card.md, card.html and card/*.png; else Markdown is printed")
+    ] = None,
+    weights_licence: Annotated[str | None, typer.Option(help="of the weights; else card.weights_licence")] = None,
+    data_licence: Annotated[str | None, typer.Option(help="of the data; else card.data_licence")] = None,
+    about: Annotated[str | None, typer.Option(help="what it is for; else card.about")] = None,
+) -> None:
+    """The model card: data, training, figures of reports on these weights, samples, limits, licences, lineage."""
+    from orchestration import cards
+
+    facts = cards.of(model, licences=cards.Licences(weights=weights_licence, data=data_licence), about=about)
+    if out is None:
+        print(cards.markdown(facts), end="")
+        return
+    say("\n".join(f"written: {file}" for file in cards.write(out, facts)))
