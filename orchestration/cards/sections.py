@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration.cards.facts import NOT_STATED, CardFacts, DataFacts, FigureFact, PictureFact, TrainingFacts
+from orchestration.status import clock
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def _training(facts: CardFacts) -> Section:
 
 
 def _trained(found: TrainingFacts) -> dict[str, Any]:
-    hours = None if found.seconds is None else f"{found.seconds / 3600:.2f} hours"
-    share = "" if found.productive is None else f", {found.productive:.1%} of them in steps that were not lost"
+    took = None if found.seconds is None else f"{clock(found.seconds)} ({'h:' if found.seconds >= 3600 else ''}min:s)"
+    share = "" if found.productive is None else f", {found.productive:.1%} of it in steps that were not lost"
     operations = None if found.operations is None else f"{found.operations:.3g} floating-point operations"
     speed = None if found.tokens_per_second is None else f"{found.tokens_per_second:,.0f} tokens a second (median)"
     rule = found.optimizer
@@ -128,7 +129,7 @@ def _trained(found: TrainingFacts) -> dict[str, Any]:
         "workers": found.workers,
         "precision": found.precision,
         "weights": "moving average" if found.averaged else "of the last step",
-        "time": None if hours is None else hours + share,
+        "time": None if took is None else took + share,
         "speed": speed,
         "compute": operations,
         "restarts": found.restarts,

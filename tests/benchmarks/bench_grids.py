@@ -4,8 +4,8 @@
 
 Trains `pydocs-tiny` and `digits-tiny`, or takes the runs given (the other preset's figures then stay as they are). For
 each: grids of 8, 16, 32 and 64 steps searched on half of the validation rows; the bounds (T-step negative ELBO, the
-bound of ancestral sampling as run) of the uniform, the cosine and the searched grid on the other half, with the standard
-error of their difference row by row; then samples of every sampler and grid, scored without any other model
+bound of ancestral sampling as run) of the uniform, the cosine and the searched grid on the other half, with the
+standard error of their difference row by row; then samples of every sampler and grid, scored without any other model
 (`orchestration/yardsticks.py`).
 
 Asks that the searched grid's bound be below both others' by more than two standard errors at 8, 16 and 32 steps.
