@@ -16,7 +16,8 @@ from md4.errors import UserError
 from md4.likelihood import mean_and_error, ratio_and_error
 from md4.objectives import bits_per_token
 from md4.samplers import SamplingConfig
-from md4.samplers.grid_search import Costs, candidates, estimate_costs, search
+from md4.samplers.grid_costs import Costs, by_count, estimate_costs
+from md4.samplers.grid_search import candidates, search
 from md4.samplers.grids import GRIDS, time_grid
 from md4.samplers.saved import FOLDER, SavedSettings, check_name
 from orchestration.runs import Loaded, load_model
@@ -24,6 +25,8 @@ from pipelines.config import prepared_path
 from pipelines.reports import Provenance, Report, write
 from pipelines.shards import ShardSet
 from pipelines.storage import write_atomically
+
+POINTS, FREE_POINTS = 128, 512  # times to choose from, where each costs network calls and where none does
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Search:
     steps: tuple[int, ...]
     rows: int = 64
     draws: int = 1
-    points: int = 128
+    points: int | None = None  # times to choose from; as many as cost nothing, or 128, if None
     seed: int = 0
     ema: bool = True
     split: str = "validation"
@@ -133,8 +136,10 @@ class Rows:
         ids = np.arange(2 * count) * data.rows // (2 * count)
         return cls(data, ids[::2], ids[1::2])
 
-    def costs(self, loaded: Loaded, ids: np.ndarray, times: torch.Tensor, draws: int, seed: int) -> Costs:
-        """The costs of steps between `times` for rows `ids` [R]."""
+    def costs(
+        self, loaded: Loaded, ids: np.ndarray, times: torch.Tensor, draws: int, seed: int, exact: bool = True
+    ) -> Costs:
+        """The costs of steps between `times` for rows `ids` [R], see `estimate_costs`."""
         tokens, labels = self.data.read_labelled(ids)
         device, known = next(loaded.model.parameters()).device, None
         if loaded.config.model.classes:
@@ -143,7 +148,7 @@ class Rows:
             known = torch.from_numpy(labels.astype(np.int64)).to(device)
         rows, end = torch.from_numpy(tokens.astype(np.int64)).to(device), self.data.end_of_rows
         real = None if end is None else documents.no_padding(rows, end)
-        return estimate_costs(loaded.model, rows, times, draws=draws, seed=seed, labels=known, real=real)
+        return estimate_costs(loaded.model, rows, times, draws=draws, seed=seed, labels=known, real=real, exact=exact)
 
     def bits(self, costs: Costs, nats: torch.Tensor) -> tuple[float, float]:
         """Nats of rows `[R]` as bits per token, padding aside, and the standard error."""
@@ -164,12 +169,14 @@ def run(path: Path, wanted: Search, report: Callable[[str], None] = print) -> li
     check_name(wanted.name)
     if not wanted.steps:
         raise UserError("steps names no number of steps")
-    times = candidates(wanted.points, wanted.steps)
+    candidates(1 if wanted.points is None else wanted.points, wanted.steps)  # refuses what can't be
     loaded = load_model(path, ema=wanted.ema, report=report)
+    points = wanted.points or (FREE_POINTS if by_count(loaded.model, loaded.config.model.length) else POINTS)
+    times = candidates(points, wanted.steps)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
     rows = Rows.of(loaded, wanted.split, wanted.rows)
-    costs = rows.costs(loaded, rows.search, times, wanted.draws, wanted.seed)
+    costs = rows.costs(loaded, rows.search, times, wanted.draws, wanted.seed, exact=False)
     grids = {steps: named_grids(steps) | {"found": search(costs, steps)} for steps in wanted.steps}
     used = union(grid for kinds in grids.values() for grid in kinds.values())
     checked = rows.costs(loaded, rows.check, used, wanted.draws, wanted.seed)
@@ -186,7 +193,7 @@ def run(path: Path, wanted: Search, report: Callable[[str], None] = print) -> li
             seconds=perf_counter() - began,
             grid=wanted.name,
             steps=steps,
-            points=wanted.points,
+            points=points,
             draws=wanted.draws,
             rows=len(rows.search),
             times=kinds["found"],

@@ -138,7 +138,9 @@ def search_grid(
     ] = None,
     rows: Annotated[int, typer.Option(help="rows of the validation split to search with, and as many to check")] = 64,
     draws: Annotated[int, typer.Option(help="masks of each row at each time")] = 1,
-    points: Annotated[int, typer.Option(help="times to choose from")] = 128,
+    points: Annotated[
+        int | None, typer.Option(help="times to choose from: 512 for rows of up to 256 tokens, else 128")
+    ] = None,
     name: Annotated[str, typer.Option(help="of the grids that are kept: searched, searched-NAME")] = "searched",
     frontier: Annotated[
         bool, typer.Option("--frontier", help="then sample with every sampler and grid: which is best for these calls?")

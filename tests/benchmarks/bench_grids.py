@@ -31,7 +31,7 @@ from tests.benchmarks.harness import RESULTS, machine
 STEPS, ASKED = (8, 16, 32, 64), (8, 16, 32)
 # The digits have 180 validation rows: what rows lack, masks of each row make up for.
 PLANS = {
-    "pydocs-tiny": Wanted(Search(STEPS, rows=512, draws=2), count=256),
+    "pydocs-tiny": Wanted(Search(STEPS, rows=512, draws=2), count=512),
     "digits-tiny": Wanted(Search(STEPS, rows=90, draws=24), count=512),
 }
 

@@ -8,7 +8,8 @@ import torch
 from md4.errors import UserError
 from md4.likelihood import nelbo
 from md4.samplers import SamplingConfig
-from md4.samplers.grid_search import SharedCosts, candidates, estimate_costs, search
+from md4.samplers.grid_costs import SharedCosts, estimate_costs
+from md4.samplers.grid_search import candidates, search
 from md4.samplers.grids import GRIDS, time_grid
 from md4.schedules import parse_schedule
 from tests.md4.genmd4_oracle import PowerToy
