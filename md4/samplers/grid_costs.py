@@ -11,12 +11,6 @@ a masked position that hides x costs KL(true step || model's step):
 
 (the shares eps of its schedule cancel in every step, and the sampler begins with all masked: no other term is left.)
 
-Two grids of many steps differ by little, so C is estimated with little noise. Given the number k of hidden tokens the
-set of them is uniform, hence C(t) = sum_k Binomial(k; L, M(t)) c_k with c_k the mean cost of sets of size k. Rows of
-moderate length are masked with every k once for each draw, and the binomial is summed exactly: then C is known at any
-number of times. A network that sees the time was shown the one that goes with k; what the true times change is
-estimated apart, from masks at these times that the network sees twice. Both are exact on average.
-
 Shapes: N times, B rows, L tokens, V real tokens, K masked positions.
 """
 
@@ -32,9 +26,9 @@ from md4 import noise
 from md4.errors import UserError
 from md4.genmd4 import GenMD4
 from md4.objectives import MD4, MaskedDiffusion, evaluating
+from md4.samplers import count_costs
 from md4.samplers.grids import check_times
 
-LONGEST = 256  # tokens of rows that are masked with every number of hidden tokens
 _CHUNK = 1 << 22  # numbers of a prediction looked at together: 32 MB
 
 
@@ -121,15 +115,13 @@ def estimate_costs(
         if isinstance(model, MD4):
             paid = tokens.shape[1] if counts is None else counts
             constant = model.reconstruction(paid) + model.prior(paid)
-            nats = torch.zeros(len(times), len(tokens), dtype=torch.float64)
             if by_count(model, tokens.shape[1]):
-                nats += _by_count(model, tokens, times, draws, seed, labels, real, batch_size)
-                if exact and _sees_time(model):
-                    few = max(1, draws // 4)  # it is a small part, and costs two calls at every time
-                    again = _cases(tokens, times, few, seed, labels, real, batch_size)
-                    nats += _shared(model, again, torch.zeros_like(nats), anew=True) / few
+                counted = count_costs.Rows(model, tokens, times, seed, labels, real, batch_size)
+                nats = counted.costs(draws)
+                if exact and count_costs.sees_time(model):
+                    nats += counted.shifts(math.ceil(draws / 4))  # a small part, which costs four calls at every time
             else:
-                nats = _shared(model, cases, nats) / draws
+                nats = _shared(model, cases, torch.zeros(len(times), len(tokens), dtype=torch.float64)) / draws
             costs = SharedCosts(times, constant, counts, model.schedule.masked(times), nats)
         elif isinstance(model, GenMD4):
             shape = (len(times), len(times), len(tokens))
@@ -180,78 +172,19 @@ def _cases(
         )
 
 
-def _shared(model: MD4, cases: Iterator[_Cases], nats: Tensor, anew: bool = False) -> Tensor:
-    """C of all cases added to `nats` [N, B]; anew: only by what it differs from that at the time of the mask count."""
+def _shared(model: MD4, cases: Iterator[_Cases], nats: Tensor) -> Tensor:
+    """C of all cases added to `nats` [N, B]."""
     for case in cases:
         z = model.corrupt(case.tokens, case.t, case.uniforms)
         z = z if case.real is None else torch.where(case.real, z, case.tokens)
-        cost = _cost(model, case.tokens, z, case.t, case.labels)
-        if anew:
-            count = case.tokens.shape[1] if case.real is None else case.real.sum(1)
-            hidden = (z == model.mask_id).sum(1)
-            cost = torch.where(
-                hidden > 0, cost - _cost(model, case.tokens, z, count_time(model, hidden, count), case.labels), 0.0
-            )
+        cost = count_costs.cost(model, case.tokens, z, case.t, case.labels)
         nats.index_put_((case.time, case.row), cost.cpu(), accumulate=True)
     return nats
 
 
-def _cost(model: MD4, tokens: Tensor, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    """-ln mu of what is hidden in z `[B, L]`, summed: float64 `[B]`."""
-    return -model.scores(tokens, z, t.float(), labels).log_likelihood.double().sum(dim=1)
-
-
 def by_count(model: MaskedDiffusion, length: int) -> bool:
-    """Whether C is estimated for each number of hidden tokens, so that more times cost no more calls."""
-    return isinstance(model, MD4) and length <= LONGEST
-
-
-def _sees_time(model: MD4) -> bool:
-    conditioning = getattr(model.network, "conditioning", model)  # of a network that doesn't say, it may be
-    return conditioning is not None and getattr(conditioning, "time_input", True)
-
-
-def count_time(model: MD4, hidden: Tensor, count: Tensor | int) -> Tensor:
-    """The time `[B]` float64 that a network is shown with `hidden` [B] of `count` tokens masked."""
-    return model.schedule.inverse_masked(hidden.double() / count)
-
-
-def _by_count(
-    model: MD4,
-    tokens: Tensor,
-    times: Tensor,
-    draws: int,
-    seed: int,
-    labels: Tensor | None,
-    real: Tensor | None,
-    batch_size: int,
-) -> Tensor:
-    """C `[N, B]` but for what the time as an input changes: sets of every size, weighed by the binomial of each time.
-
-    The sets of a draw are nested: the first tokens of one random order.
-    """
-    length, rows = tokens.shape[1], len(tokens)
-    keys = noise.derive(noise.key(seed, "grid search by count"), torch.arange(draws))
-    uniforms = noise.uniform(noise.derive(keys[:, None], torch.arange(rows))[..., None], torch.arange(length))
-    inside = torch.ones(rows, length, dtype=torch.bool) if real is None else real.cpu()
-    order = torch.where(inside, uniforms, 2.0).argsort(dim=2).argsort(dim=2).to(tokens.device)  # [draws, B, L] ranks
-    count = inside.sum(1)  # [B]
-    costs = torch.zeros(length + 1, rows, dtype=torch.float64)  # [k, B]
-    index = torch.cartesian_prod(torch.arange(1, length + 1), torch.arange(draws), torch.arange(rows))
-    index = index[index[:, 0] <= count[index[:, 2]]]
-    for hidden, draw, row in (part.unbind(1) for part in index.split(batch_size)):
-        z = torch.where(order[draw, row] < hidden[:, None].to(tokens.device), model.mask_id, tokens[row])
-        t = count_time(model, hidden, count[row]).to(tokens.device)
-        cost = _cost(model, tokens[row], z, t, None if labels is None else labels[row])
-        costs.index_put_((hidden, row), cost.cpu() / draws, accumulate=True)
-    masked = model.schedule.masked(times[:-1])[:, None]  # [N - 1, 1]
-    found = torch.zeros(len(times), rows, dtype=torch.float64)
-    for size in count.unique().tolist():
-        here, k = count == size, torch.arange(size + 1, dtype=torch.float64)
-        choose = math.lgamma(size + 1) - torch.lgamma(k + 1) - torch.lgamma(size - k + 1)
-        law = (choose + torch.xlogy(k, masked) + torch.xlogy(size - k, 1 - masked)).exp()  # [N - 1, k]
-        found[:-1, here] = law @ costs[: size + 1, here]
-    return found
+    """Whether costs are estimated by the number of hidden tokens (`count_costs`): more times cost no calls."""
+    return isinstance(model, MD4) and length <= count_costs.LONGEST
 
 
 def _pairs(model: GenMD4, cases: Iterator[_Cases], times: Tensor, nats: Tensor) -> Tensor:
