@@ -1,6 +1,6 @@
 """A run's folder (contract C6): what is in it, how it is made, continued and read.
 
-runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
+runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/  grids/
 
 It is on this machine or in S3, where it is read file by file; how a file gets there that is written line by line says
 `orchestration.run_mirror`. A run whose vocabulary is a file keeps a copy of it, `tokenizer.json`, and uses that: the
@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from md4 import weights
 from md4.errors import UserError
 from md4.model import build
 from md4.objectives import MaskedDiffusion
+from md4.samplers import saved
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
 from pipelines.row_cache import private_folder
@@ -37,6 +38,7 @@ CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 # for spikes does, but a run that it has stopped could not be continued if the rule had to stay.)
 _FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
 _FREE += ("train.log_every", "train.max_restarts", "evaluation.", "checkpoint.", "tracking.", "sampling.", "serving.")
+_FREE += ("card.",)
 _FREE += (
     "runs",
     "data.directory",
@@ -270,6 +272,7 @@ def load_model(
     kind = "ema" if ema and "ema" in checkpoint.kinds else "weights"
     model = build(run.config.model, compute=compute)
     model.load_state_dict(checkpoint.tensors(kind))
+    model.saved = saved.Saved.of(kept_settings(run.place))
     return Loaded(
         model=model.eval(),
         vocabulary=run.config.data.tokens,
@@ -279,6 +282,13 @@ def load_model(
         path=location(run.place.url),
         averaged=kind == "ema",
     )
+
+
+def kept_settings(place: Place) -> list[saved.SavedSettings]:
+    """The sampling settings that are kept in the folder of a run or an exported model; UserError if one is damaged."""
+    folder = Folder(place) / saved.FOLDER
+    files = [file for file in folder.list() if file.endswith(".json") and "/" not in file]
+    return [saved.SavedSettings.read(PurePath(folder.path(file)), folder.read(file)) for file in files]
 
 
 def export(path: Place, folder: str | Path, *, ema: bool = True, report: Callable[[str], None] = print) -> Path:
@@ -296,6 +306,7 @@ def export(path: Place, folder: str | Path, *, ema: bool = True, report: Callabl
         vocabulary=loaded.vocabulary.name,
         symbols=getattr(loaded.vocabulary, "symbols", None),
         tokenizer=loaded.vocabulary.content if isinstance(loaded.vocabulary, Trained) else None,
+        saved=kept_settings(loaded.path),
         source={
             "run": loaded.config.name,
             "step": loaded.step,
