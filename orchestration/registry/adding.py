@@ -1,0 +1,179 @@
+"""`add`: a run or an exported folder becomes the next version of a model."""
+
+import hashlib
+import json
+import tempfile
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from md4 import weights
+from md4.errors import UserError
+from md4.weights import Card
+from orchestration.registry import documents, lineage
+from orchestration.registry.listing import Listing
+from orchestration.registry.versions import EVALUATION, LINEAGE, MANIFEST, Manifest, describe
+from pipelines.storage import Folder, Place
+
+LISTING = "versions.json"
+_GRIDS = "grids/"
+_ASIDE = ("code_version", "source")  # of a card: they say where the model comes from, not what it is
+
+
+def add(
+    models: Folder,
+    model: str,
+    source: Place,
+    *,
+    by: str,
+    now: datetime,
+    note: str = "",
+    ema: bool = True,
+    parent: dict[str, Any] | None = None,
+    results: Callable[[tuple[str, ...]], bytes | None] = lambda hashes: None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Make the newest sound checkpoint of a run, or an exported folder, a version; returns its number.
+
+    models: the model's folder in the registry. results: gives the file of the figures that are known of weights with
+    one of these hashes. The same content twice is one version: its number is returned, and that is said.
+
+    Raises UserError for what is no sound run or export. Nothing can be seen of an addition that fails or is killed.
+    """
+    with tempfile.TemporaryDirectory(prefix="md4-version-") as place:
+        aside = Path(place) / "export"
+        known = _collect(Folder(source), str(source), aside, ema, say)
+        # Loaded once: a version is one that can be.
+        found = weights.load(aside)
+        parameters = sum(parameter.numel() for parameter in found.model.parameters())
+        content, attempt = _content(aside, found.card), uuid.uuid4().hex
+        begun = _begin(models, content, attempt, now)
+        if (same := begun.same(content)) is not None:
+            say(f"{model}: these weights and this configuration are version {same.number} already; nothing was added")
+            return same.number
+        entry = begun.of(attempt)
+        assert entry is not None
+        folder, committed = models / f"versions/{entry.number:05d}", False
+        try:
+            facts = known.model_copy(update={"parent": parent or known.parent})
+            hashes = tuple(dict.fromkeys(h for h in (found.card.sha256[:16], facts.weights_hash) if h))
+            _describe(aside, facts, _reports(source, hashes), results(hashes))
+            manifest = Manifest(
+                model=model,
+                number=entry.number,
+                content=content,
+                created=now,
+                by=by,
+                note=note,
+                run=facts.run,
+                step=facts.step,
+                parameters=parameters,
+                weights=hashes,
+                files={name: describe(aside / name) for name in sorted(Folder(aside).list())},
+            )
+            for name in manifest.files:
+                folder.write(name, (aside / name).read_bytes())
+            data = documents.dump(manifest)
+            folder.create(MANIFEST, data)
+            number = _commit(models, content, attempt, hashlib.sha256(data).hexdigest())
+            committed = number == entry.number
+            if not committed:
+                say(f"{model}: these weights were just added by somebody else: version {number}")
+            return number
+        finally:
+            if not committed:
+                _withdraw(models, attempt, folder)
+
+
+def _collect(source: Folder, called: str, aside: Path, ema: bool, say: Callable[[str], None]) -> lineage.Lineage:
+    """The files of an exported folder, or of one made from a run, in a folder on this machine; and what is known."""
+    if not source.exists(weights.CONFIG):
+        from orchestration.runs import export
+
+        export(called, aside, ema=ema, report=say)
+        return lineage.of_run(called, weights.read_card(aside))
+    for name in source.list():
+        if name in (weights.CONFIG, weights.WEIGHTS, weights.TOKENIZER) or name.startswith(_GRIDS):
+            file = aside / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(source.read(name))
+    card = weights.read_card(aside)
+    if not source.exists(LINEAGE):  # else it is a version, perhaps of another registry
+        return lineage.of_export(called, card)
+    before = documents.read(lineage.Lineage, source, LINEAGE)
+    assert before is not None
+    return before.model_copy(update={"source": called})
+
+
+def _content(folder: Path, card: Card) -> str:
+    """What makes two versions the same: weights, configuration, vocabulary and saved grids."""
+    tree = card.model_dump(mode="json", exclude=set(_ASIDE))
+    grids = {name: describe(folder / name).sha256 for name in Folder(folder).list() if name.startswith(_GRIDS)}
+    return hashlib.sha256(json.dumps([tree, grids], sort_keys=True).encode()).hexdigest()
+
+
+def _reports(source: Place, hashes: tuple[str, ...]) -> dict[str, bytes]:
+    folder = Path(str(source))
+    return lineage.reports(folder / EVALUATION, hashes) | lineage.reports(folder / "reports", hashes)
+
+
+def _describe(aside: Path, facts: lineage.Lineage, reports: dict[str, bytes], results: bytes | None) -> None:
+    """Write what the version says of itself beside its weights."""
+    (aside / LINEAGE).write_bytes(documents.dump(facts))
+    evaluation = reports if results is None else {**reports, RESULTS: results}
+    if evaluation:
+        (aside / EVALUATION).mkdir()
+    for name, data in evaluation.items():
+        (aside / EVALUATION / name).write_bytes(data)
+
+
+RESULTS = "results.json"
+
+
+def _begin(models: Folder, content: str, attempt: str, now: datetime) -> Listing:
+    """Take a number, unless the content is there; and remove what dead attempts left."""
+    dead = []
+
+    def begin(found: Listing | None) -> Listing | None:
+        nonlocal dead
+        before = found or Listing()
+        after = before.begun(content, attempt, now)
+        if after is before:
+            return None
+        dead = before.dead(now)
+        return after
+
+    listing = documents.update(Listing, models, LISTING, begin)
+    assert listing is not None
+    for entry in dead:
+        (models / f"versions/{entry.number:05d}").remove_all()
+    return listing
+
+
+def _commit(models: Folder, content: str, attempt: str, manifest_sha256: str) -> int:
+    """List the version; returns the number that the content has now, another's if that came first."""
+
+    def commit(found: Listing | None) -> Listing | None:
+        before = found or Listing()
+        after = before.committed(attempt, manifest_sha256)
+        return None if after is before else after
+
+    listing = documents.update(Listing, models, LISTING, commit)
+    same = listing and listing.same(content)
+    if not same:
+        raise UserError(f"{models.path(LISTING)} lost this addition: add it again")
+    return same.number
+
+
+def _withdraw(models: Folder, attempt: str, folder: Folder) -> None:
+    """Leave nothing behind of an addition that did not succeed."""
+
+    def withdraw(found: Listing | None) -> Listing | None:
+        return None if found is None or found.of(attempt) is None else found.withdrawn(attempt)
+
+    listing = documents.update(Listing, models, LISTING, withdraw)
+    entry = listing and listing.of(attempt)
+    if not entry:
+        folder.remove_all()
