@@ -12,9 +12,9 @@ from typing import Any
 from md4 import weights
 from md4.errors import UserError
 from md4.weights import Card
-from orchestration.registry import documents, lineage
+from orchestration.registry import documents, figures, lineage
 from orchestration.registry.listing import Listing
-from orchestration.registry.versions import EVALUATION, LINEAGE, MANIFEST, Manifest, describe
+from orchestration.registry.versions import EVALUATION, LINEAGE, MANIFEST, RESULTS, Manifest, describe
 from pipelines.storage import Folder, Place
 
 LISTING = "versions.json"
@@ -32,13 +32,13 @@ def add(
     note: str = "",
     ema: bool = True,
     parent: dict[str, Any] | None = None,
-    results: Callable[[tuple[str, ...]], bytes | None] = lambda hashes: None,
+    results: Place | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Make the newest sound checkpoint of a run, or an exported folder, a version; returns its number.
 
-    models: the model's folder in the registry. results: gives the file of the figures that are known of weights with
-    one of these hashes. The same content twice is one version: its number is returned, and that is said.
+    models: the model's folder in the registry. results: the table of results, of which the version keeps those of its
+    weights. The same content twice is one version: its number is returned, and that is said.
 
     Raises UserError for what is no sound run or export. Nothing can be seen of an addition that fails or is killed.
     """
@@ -59,7 +59,8 @@ def add(
         try:
             facts = known.model_copy(update={"parent": parent or known.parent})
             hashes = tuple(dict.fromkeys(h for h in (found.card.sha256[:16], facts.weights_hash) if h))
-            _describe(aside, facts, _reports(source, hashes), results(hashes))
+            kept = None if results is None else figures.keep(figures.known(Folder(results), hashes))
+            _describe(aside, facts, _reports(source, hashes), kept)
             manifest = Manifest(
                 model=model,
                 number=entry.number,
@@ -127,9 +128,6 @@ def _describe(aside: Path, facts: lineage.Lineage, reports: dict[str, bytes], re
         (aside / EVALUATION).mkdir()
     for name, data in evaluation.items():
         (aside / EVALUATION / name).write_bytes(data)
-
-
-RESULTS = "results.json"
 
 
 def _begin(models: Folder, content: str, attempt: str, now: datetime) -> Listing:

@@ -73,12 +73,25 @@ class Registry:
         by: str | None = None,
         ema: bool = True,
         parent: dict[str, Any] | None = None,
+        results: Place | None = None,
         say: Callable[[str], None] = print,
     ) -> Version:
-        """Make a run's newest sound checkpoint, or an exported folder, the next version; see `adding.add`."""
+        """Make a run's newest sound checkpoint, or an exported folder, the next version; see `adding.add`.
+
+        results: the table of results, of which the version keeps what is known of its weights.
+        """
         folder = self._model(model)
         number = adding.add(
-            folder, model, source, by=signer(by), now=self._now(), note=note, ema=ema, parent=parent, say=say
+            folder,
+            model,
+            source,
+            by=signer(by),
+            now=self._now(),
+            note=note,
+            ema=ema,
+            parent=parent,
+            results=results,
+            say=say,
         )
         return self.version(model, number)
 

@@ -20,6 +20,7 @@ from pipelines.fetch import cache_folder
 from pipelines.storage import Folder
 
 MANIFEST, LINEAGE, EVALUATION = "manifest.json", "lineage.json", "evaluation"
+RESULTS = "results.json"  # in the folder of evaluation: figures of the table of results
 
 
 class _Part(BaseModel):
