@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from md4.errors import UserError
-from orchestration.commands import data, evaluation, sampling, serving, tokenizer, training
+from orchestration.commands import data, evaluation, models, sampling, serving, tokenizer, training
 
 app = typer.Typer(
     help="Masked diffusion on discrete data: prepare, train, evaluate, sample, serve.",
@@ -24,6 +24,7 @@ for verbs in (training, evaluation, sampling, serving):
     app.add_typer(verbs.app)
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ class Verdict:
         return all(finding.met for finding in self.findings)
 
     def facts(self) -> dict[str, Any]:
-        """For the history of the name: the rule and the figures that allowed the promotion, or would have forbidden it."""
+        """For the history of the name: the rule, and the figures that allowed the promotion or spoke against it."""
         found = [finding.facts() for finding in self.findings]
         return {"rule": self.rule.facts(), "stands_in": self.origin, "against": self.against, "findings": found}
 
@@ -131,23 +131,18 @@ def _judge_one(
 
     within = requirement.within
     if within is not None and within.percent is None:
-        assert within.least is not None and within.most is not None
-        value = mine[0].value
-        met = within.least <= value <= within.most
-        return finding(met, "inside" if met else f"{'below' if value < within.least else 'above'} the range", mine[0])
+        outside = within.outside(mine[0].value)
+        return finding(outside is None, outside or "inside", mine[0])
     if target.version is None:
         return finding(True, f"nothing to compare with: it is the first {target.name}", mine[0])
     if not others:
         return finding(False, f"version {target.version}, the present {target.name}, has no result of it", mine[0])
     new, present, found = figures.pair(mine, others, table)
     if within is not None:
-        assert within.percent is not None
         if new.series != present.series:
             return finding(False, str(found), new, present)
-        limit = abs(present.value) * within.percent / 100
-        apart = abs(new.value - present.value)
-        why = f"{apart:.4g} apart, {limit:.4g} are allowed"
-        return finding(apart <= limit, why, new, present, None if isinstance(found, str) else found)
+        outside = within.outside(new.value, present.value)
+        return finding(outside is None, outside or "inside", new, present, None if isinstance(found, str) else found)
     if isinstance(found, str):
         return finding(False, found, new, present)
     if new.better == "neither":

@@ -25,7 +25,7 @@ class Registry:
     def __init__(self, place: Place | None = None, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
         """place: None = MD4_REGISTRY, or else `registry/`. now: the clock, in UTC."""
         self.folder = Folder(place or os.environ.get("MD4_REGISTRY") or DEFAULT)
-        self._now = now
+        self.now = now
 
     def __str__(self) -> str:
         return f"registry {self.folder}"
@@ -86,7 +86,7 @@ class Registry:
             model,
             source,
             by=signer(by),
-            now=self._now(),
+            now=self.now(),
             note=note,
             ema=ema,
             parent=parent,
@@ -179,7 +179,7 @@ class Registry:
         return documents.update(Name, self._model(model), _file(name), replace) or Name(model=model, name=name)
 
     def _signed(self, by: str | None, why: str, forced: bool, figures: dict[str, Any] | None) -> Signature:
-        return Signature(id=uuid.uuid4().hex, by=signer(by), at=self._now(), why=why, forced=forced, figures=figures)
+        return Signature(id=uuid.uuid4().hex, by=signer(by), at=self.now(), why=why, forced=forced, figures=figures)
 
     def _model(self, model: str) -> Folder:
         return self.folder / check_model(model)

@@ -61,6 +61,17 @@ class Within(_Part):
             raise ValueError("its first number must not be above the second")
         return self
 
+    def outside(self, value: float, present: float = 0.0) -> str | None:
+        """How a value misses the range, if it does; present: the value that a percentage is of."""
+        if self.percent is not None:
+            limit = abs(present) * self.percent / 100
+            least, most = present - limit, present + limit
+        else:
+            least, most = float(self.least or 0), float(self.most or 0)
+        if least <= value <= most:
+            return None
+        return f"below {least:.6g}" if value < least else f"above {most:.6g}"
+
     def __str__(self) -> str:
         return f"{self.percent:g} %" if self.percent is not None else f"[{self.least:g}, {self.most:g}]"
 
