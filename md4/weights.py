@@ -238,7 +238,7 @@ def load(folder: str | Path, *, compute: torch.dtype = torch.float32, device: to
     Raises UserError for a folder that is not an export, or damaged, or of a later version.
     """
     folder = Path(folder)
-    card = read_card(folder)
+    card = _read_card(folder)
     file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{folder} is incomplete: {WEIGHTS} is missing")
@@ -264,8 +264,7 @@ def load(folder: str | Path, *, compute: torch.dtype = torch.float32, device: to
     return Pretrained(model.eval().to(device), card, folder)
 
 
-def read_card(folder: Path) -> Card:
-    """What an exported folder says of itself, its weights unread; UserError as of `load`."""
+def _read_card(folder: Path) -> Card:
     if (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is a run: `md4 export {folder} FOLDER` makes a folder of it that can be loaded")
     try:

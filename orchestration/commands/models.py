@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from md4.errors import UserError
 from orchestration.commands.arguments import console, group, say
@@ -192,7 +193,7 @@ def verify(
     there = _registry(registry)
     found = check(there, ref, say)
     if found.damage:
-        raise UserError(f"{len(found.damage)} problems in {found.versions} versions")
+        raise UserError(f"{there} is damaged: {len(found.damage)} of what it says is not so, see above")
     say(f"{there} is sound: {found.versions} versions, {found.files} files, {found.bytes:,} bytes")
 
 
@@ -209,8 +210,9 @@ def _registry(place: str | None) -> "Registry":
 
 
 def _print(*tables: "Table") -> None:
+    """Tables in full: columns stay whole where a terminal is narrow, and their last one wraps at 160 characters."""
+    wide = Console(highlight=False, width=max(console.width, 160))
     for table in tables:
-        if console.is_terminal:
-            console.print(table, soft_wrap=False)
-        else:  # a log wraps nothing
-            console.print(table, soft_wrap=False, width=400, crop=False)
+        with wide.capture() as text:
+            wide.print(table)
+        say("\n".join(line.rstrip() for line in text.get().rstrip("\n").split("\n")))

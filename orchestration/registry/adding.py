@@ -44,9 +44,15 @@ def add(
     """
     with tempfile.TemporaryDirectory(prefix="md4-version-") as place:
         aside = Path(place) / "export"
-        known = _collect(Folder(source), str(source), aside, ema, say)
-        # Loaded once: a version is one that can be.
-        found = weights.load(aside)
+        exported = Folder(source).exists(weights.CONFIG)
+        if exported:
+            _copy(Folder(source), aside)
+        else:
+            from orchestration.runs import export
+
+            export(str(source), aside, ema=ema, report=say)
+        found = weights.load(aside)  # a version is what can be loaded
+        known = _origin(source, found.card) if exported else lineage.of_run(str(source), found.card)
         parameters = sum(parameter.numel() for parameter in found.model.parameters())
         content, attempt = _content(aside, found.card), uuid.uuid4().hex
         begun = _begin(models, content, attempt, now)
@@ -88,24 +94,21 @@ def add(
                 _withdraw(models, attempt, folder)
 
 
-def _collect(source: Folder, called: str, aside: Path, ema: bool, say: Callable[[str], None]) -> lineage.Lineage:
-    """The files of an exported folder, or of one made from a run, in a folder on this machine; and what is known."""
-    if not source.exists(weights.CONFIG):
-        from orchestration.runs import export
-
-        export(called, aside, ema=ema, report=say)
-        return lineage.of_run(called, weights.read_card(aside))
+def _copy(source: Folder, aside: Path) -> None:
+    """The files of an exported folder, in a new folder on this machine."""
     for name in source.list():
         if name in (weights.CONFIG, weights.WEIGHTS, weights.TOKENIZER) or name.startswith(_GRIDS):
             file = aside / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(source.read(name))
-    card = weights.read_card(aside)
-    if not source.exists(LINEAGE):  # else it is a version, perhaps of another registry
-        return lineage.of_export(called, card)
-    before = documents.read(lineage.Lineage, source, LINEAGE)
-    assert before is not None
-    return before.model_copy(update={"source": called})
+
+
+def _origin(source: Place, card: Card) -> lineage.Lineage:
+    """What an exported folder says of its origin; one that is a version, perhaps of another registry, says it all."""
+    before = documents.read(lineage.Lineage, Folder(source), LINEAGE)
+    if before is None or before.weights_sha256 != card.sha256:
+        return lineage.of_export(str(source), card)
+    return before.model_copy(update={"source": str(source)})
 
 
 def _content(folder: Path, card: Card) -> str:

@@ -26,7 +26,7 @@ class Line:
     def verdict(self) -> str:
         """In words, with the difference in standard errors."""
         if isinstance(self.found, str) or self.second is None:
-            return f"not compared: {self.found}"
+            return str(self.found)
         z = self.found.z
         if z == 0:
             return "the same"
@@ -44,7 +44,7 @@ def facts(version: Version) -> dict[str, Any]:
         "weights": manifest.files[weights.WEIGHTS].bytes,
         "files": len(manifest.files),
     }
-    origin = lineage.model_dump(mode="json", exclude={"config"})
+    origin = lineage.model_dump(mode="json", exclude={"config", "source"})
     run = {key: value for key, value in (lineage.config or {}).items() if key not in _OF_A_RUN}
     own = card.model_dump(mode="json", include={"model", "sampling", "vocabulary"})
     return dict(_leaves({"config": {**own, **run}, "size": size, "lineage": origin}))

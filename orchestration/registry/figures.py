@@ -62,8 +62,11 @@ def pair(mine: Sequence[Result], others: Sequence[Result], table: Folder) -> tup
                     return one, other, results.compare(one, other, table)
                 except UserError as error:
                     return one, other, str(error)
-    try:
-        results.difference(mine[0], others[0])
-    except UserError as error:
-        return mine[0], others[0], str(error)
-    raise AssertionError("unlike figures were compared")
+    one, other = mine[0], others[0]
+    names = ("metric", "unit", "settings", "data")
+    unlike = [
+        f"{name} {a or 'unknown'} and {b or 'unknown'}"
+        for name, a, b in zip(names, one.series, other.series, strict=True)
+        if a != b
+    ]
+    return one, other, f"not measured alike: {', '.join(unlike)}"

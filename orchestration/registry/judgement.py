@@ -149,5 +149,5 @@ def _judge_one(
         return finding(False, "neither lower nor higher is better: ask for within", new, present, found)
     gain = found.z if new.better == "higher" else -found.z
     least = requirement.better_by if requirement.better_by is not None else -(requirement.not_worse_by or 0)
-    said = f"{abs(gain):.1f} standard errors {'better' if gain > 0 else 'worse'}" if gain else "no difference"
+    said = f"{abs(gain):.1f} s.e. {'better' if gain > 0 else 'worse'}" if gain else "no difference"
     return finding(gain >= least, said, new, present, found)

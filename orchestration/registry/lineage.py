@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from md4.errors import UserError
 from md4.weights import Card
+from pipelines.config import DataConfig
 
 
 class _Part(BaseModel):
@@ -39,9 +40,7 @@ class Lineage(_Part):
     code_version: str | None = Field(default=None, description="of the program that trained")
     exported_by: str | None = Field(default=None, description="version of the program that wrote the folder")
     config: dict[str, Any] | None = Field(default=None, description="the run's resolved configuration")
-    parent: dict[str, Any] | None = Field(
-        default=None, description="what it was made from: a run, a study, another version"
-    )
+    parent: dict[str, Any] | None = Field(default=None, description="the checkpoint of another run that it began from")
 
 
 def of_export(source: str, card: Card) -> Lineage:
@@ -71,11 +70,12 @@ def of_run(source: str, card: Card) -> Lineage:
         except UserError:
             continue  # a damaged one, which was not exported
         if found.step == base.step and kind in found.kinds and found.weights_hash(kind) == base.weights_hash:
-            return base.model_copy(update=_checkpoint_facts(found.manifest, run.config.data.names()))
+            return base.model_copy(update=_checkpoint_facts(found.manifest, run.config.data))
     raise UserError(f"{source}: its checkpoint of step {base.step} was removed meanwhile: add it again")
 
 
-def _checkpoint_facts(manifest: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def _checkpoint_facts(manifest: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+    names = data.names() if data.mixture else [data.source]
     sets = manifest.get("order", {}).get("sets") or [{}] * len(names)
     return {
         "trained_at": manifest.get("created"),
@@ -86,7 +86,7 @@ def _checkpoint_facts(manifest: dict[str, Any], names: list[str]) -> dict[str, A
         ),
         "code_version": manifest.get("code_version"),
         "config": manifest["config"],
-        "parent": manifest.get("parent"),
+        "parent": manifest.get("origin"),
     }
 
 

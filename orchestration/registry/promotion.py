@@ -80,7 +80,7 @@ def promote(
                 share=wanted.share,
                 why=wanted.why,
                 by=wanted.by,
-                forced=bool(decision.unmet),
+                forced=wanted.force,
                 figures={"rules": [verdict.facts() for verdict in decision.verdicts]} if decision.verdicts else None,
                 seen=decision.seen,
             )

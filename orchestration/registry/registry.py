@@ -28,7 +28,7 @@ class Registry:
         self.now = now
 
     def __str__(self) -> str:
-        return f"registry {self.folder}"
+        return f"the registry in {self.folder}"
 
     # -- versions --------------------------------------------------------------------------------------------------
 

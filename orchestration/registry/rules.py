@@ -92,9 +92,9 @@ class Requirement(_Part):
 
     def __str__(self) -> str:
         if self.better_by is not None:
-            return f"better by {self.better_by:g} standard errors"
+            return f"better by {self.better_by:g} s.e."
         if self.not_worse_by is not None:
-            return f"not worse by {self.not_worse_by:g} standard errors"
+            return f"not worse by {self.not_worse_by:g} s.e."
         return f"within {self.within}"
 
 

@@ -112,7 +112,7 @@ def differences(first: Version, second: Version) -> Table:
     """The facts in which two versions differ."""
     table = _table("", str(first), str(second))
     for key, one, other in comparison.differences(first, second):
-        _row(table, key, *("-" if fact is None else fact for fact in (one, other)))
+        _row(table, key, *("-" if fact is None else str(fact)[:40] for fact in (one, other)))  # hashes are long
     return table
 
 
@@ -177,8 +177,8 @@ def _joined(*parts: object) -> str:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number < len(columns) - 1, overflow="fold")
     return table
 
 

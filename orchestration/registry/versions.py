@@ -123,7 +123,7 @@ class Version:
         if not self.folder.remote:
             for problem in self.damage():
                 raise UserError(problem)
-            return Path(self.folder.url)
+            return Path(self.folder.url).absolute()
         # By content: registries may be deleted and made again under the same url.
         place = cache_folder() / "models" / f"{self.model}-{self.number:05d}-{self.manifest_sha256[:16]}"
         if place.is_dir():

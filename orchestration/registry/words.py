@@ -11,8 +11,10 @@ _NAME = re.compile(r"(?=.*[a-z])[a-z0-9][a-z0-9-]{0,62}")
 
 def check_model(model: str) -> str:
     """The name of a model; UserError for what can't be one."""
-    if not _MODEL.fullmatch(model):
-        raise UserError(f"model {model!r}: small letters, digits, dots, - and _ are allowed, at most 63 of them")
+    if not _MODEL.fullmatch(model) or model.endswith((".yaml", ".json")):
+        raise UserError(
+            f"model {model!r}: small letters, digits, dots, - and _ are allowed, at most 63, and no end such as .yaml"
+        )
     return model
 
 
