@@ -5,6 +5,7 @@ import json
 import tempfile
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,15 @@ def add(
     """
     with tempfile.TemporaryDirectory(prefix="md4-version-") as place:
         aside = Path(place) / "export"
-        exported = Folder(source).exists(weights.CONFIG)
-        if exported:
+        if exported := Folder(source).exists(weights.CONFIG):
             _copy(Folder(source), aside)
         else:
             from orchestration.runs import export
 
             export(str(source), aside, ema=ema, report=say)
         found = weights.load(aside)  # a version is what can be loaded
-        known = _origin(source, found.card) if exported else lineage.of_run(str(source), found.card)
-        parameters = sum(parameter.numel() for parameter in found.model.parameters())
+        facts = _origin(source, found.card) if exported else lineage.of_run(str(source), found.card)
+        facts = facts.model_copy(update={"parent": parent or facts.parent})
         content, attempt = _content(aside, found.card), uuid.uuid4().hex
         begun = _begin(models, content, attempt, now)
         if (same := begun.same(content)) is not None:
@@ -61,12 +61,11 @@ def add(
             return same.number
         entry = begun.of(attempt)
         assert entry is not None
-        folder, committed = models / f"versions/{entry.number:05d}", False
+        folder = models / f"versions/{entry.number:05d}"
         try:
-            facts = known.model_copy(update={"parent": parent or known.parent})
             hashes = tuple(dict.fromkeys(h for h in (found.card.sha256[:16], facts.weights_hash) if h))
             kept = None if results is None else figures.keep(figures.known(Folder(results), hashes))
-            _describe(aside, facts, _reports(source, hashes), kept)
+            _describe(aside, facts, _reports(Folder(source), hashes), kept)
             manifest = Manifest(
                 model=model,
                 number=entry.number,
@@ -76,22 +75,19 @@ def add(
                 note=note,
                 run=facts.run,
                 step=facts.step,
-                parameters=parameters,
+                parameters=sum(parameter.numel() for parameter in found.model.parameters()),
                 weights=hashes,
-                files={name: describe(aside / name) for name in sorted(Folder(aside).list())},
+                files={name: describe(aside / name) for name in Folder(aside).list()},
             )
-            for name in manifest.files:
-                folder.write(name, (aside / name).read_bytes())
-            data = documents.dump(manifest)
-            folder.create(MANIFEST, data)
-            number = _commit(models, content, attempt, hashlib.sha256(data).hexdigest())
-            committed = number == entry.number
-            if not committed:
-                say(f"{model}: these weights were just added by somebody else: version {number}")
-            return number
-        finally:
-            if not committed:
+            number = _write(aside, folder, manifest, lambda sha256: _commit(models, content, attempt, sha256))
+        except BaseException:
+            with suppress(UserError, OSError):  # else it is taken for dead after a day
                 _withdraw(models, attempt, folder)
+            raise
+        if number != entry.number:
+            folder.remove_all()
+            say(f"{model}: somebody else was just adding the same: it is version {number}")
+        return number
 
 
 def _copy(source: Folder, aside: Path) -> None:
@@ -118,9 +114,9 @@ def _content(folder: Path, card: Card) -> str:
     return hashlib.sha256(json.dumps([tree, grids], sort_keys=True).encode()).hexdigest()
 
 
-def _reports(source: Place, hashes: tuple[str, ...]) -> dict[str, bytes]:
-    folder = Path(str(source))
-    return lineage.reports(folder / EVALUATION, hashes) | lineage.reports(folder / "reports", hashes)
+def _reports(source: Folder, hashes: tuple[str, ...]) -> dict[str, bytes]:
+    """The reports of these weights that lie with a run, an export or a version."""
+    return lineage.reports(source, EVALUATION, hashes) | lineage.reports(source, "reports", hashes)
 
 
 def _describe(aside: Path, facts: lineage.Lineage, reports: dict[str, bytes], results: bytes | None) -> None:
@@ -131,6 +127,15 @@ def _describe(aside: Path, facts: lineage.Lineage, reports: dict[str, bytes], re
         (aside / EVALUATION).mkdir()
     for name, data in evaluation.items():
         (aside / EVALUATION / name).write_bytes(data)
+
+
+def _write(aside: Path, folder: Folder, manifest: Manifest, commit: Callable[[str], int]) -> int:
+    """Write a version's files, its manifest last, and then commit; returns the number that the content has now."""
+    for name in manifest.files:
+        folder.write(name, (aside / name).read_bytes())
+    data = documents.dump(manifest)
+    folder.create(MANIFEST, data)
+    return commit(hashlib.sha256(data).hexdigest())
 
 
 def _begin(models: Folder, content: str, attempt: str, now: datetime) -> Listing:

@@ -1,7 +1,6 @@
 """Where a version's weights come from, as far as its run's folder or the exported folder says."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from md4.errors import UserError
 from md4.weights import Card
 from pipelines.config import DataConfig
+from pipelines.storage import Folder
 
 
 class _Part(BaseModel):
@@ -90,16 +90,19 @@ def _checkpoint_facts(manifest: dict[str, Any], data: DataConfig) -> dict[str, A
     }
 
 
-def reports(folder: Path, hashes: tuple[str, ...]) -> dict[str, bytes]:
-    """The reports in a folder that were made of weights with one of these hashes, by name."""
+def reports(folder: Folder, below: str, hashes: tuple[str, ...]) -> dict[str, bytes]:
+    """The reports in a folder below `folder` that were made of weights with one of these hashes, by file name."""
     found = {}
-    for file in sorted(folder.glob("*.json")):
-        data = file.read_bytes()
+    for path in folder.list(below):
+        name = path.removeprefix(f"{below}/")
+        if "/" in name or not name.endswith(".json"):
+            continue
+        data = folder.read(path)
         try:
             tree = json.loads(data)
         except ValueError:
             continue
         model = tree.get("model") if isinstance(tree, dict) else None
         if isinstance(model, dict) and model.get("weights_hash") in hashes:
-            found[file.name] = data
+            found[name] = data
     return found
