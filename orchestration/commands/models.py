@@ -131,8 +131,9 @@ def promote(
     unmet = f"{len(decision.unmet)} of {sum(len(verdict.findings) for verdict in decision.verdicts)} requirements"
     if not decision.allowed:
         raise UserError(f"{found} is not promoted to {name}: {unmet} are not met")
-    if decision.now is None and not dry_run:
-        say(f"{found} is {name} already" if share is None else f"{found} is {name}, or tried as such, already")
+    if decision.already:
+        tried = decision.seen.version != found.number
+        say(f"{found} is {'tried as ' if tried else ''}{name} already; nothing was changed")
         return
     said = f"forced, though {unmet} are not met" if decision.unmet else "the rules are met"
     said = said if decision.verdicts else "there are no rules for it"
@@ -143,7 +144,7 @@ def promote(
         say(f"{found} is {name} now ({said}); before: {before}")
     else:
         say(f"{found} is tried as {name} with {share:.0%} of the traffic ({said})")
-        say(f"next: md4 models confirm {model} {name}, or rollback")
+        say(f"next: md4 models confirm {model} {name}, or md4 models rollback {model} {name}")
 
 
 @app.command()

@@ -39,7 +39,8 @@ class Decision:
     seen: Name  # what it was judged on
     verdicts: tuple[Verdict, ...]
     allowed: bool
-    now: Name | None  # None: nothing was to be done
+    now: Name  # the same, if it was not allowed, or is so already
+    already: bool = False
 
     @property
     def unmet(self) -> list[Finding]:
@@ -47,7 +48,7 @@ class Decision:
 
     @property
     def changed(self) -> bool:
-        return self.now is not None and self.now != self.seen
+        return self.now != self.seen
 
 
 def promote(
@@ -70,7 +71,7 @@ def promote(
         raise UserError(f"a damaged version is not signed off: {problem}")
     while True:
         decision = _decide(registry, wanted, table)
-        if dry_run or not decision.allowed:
+        if dry_run or decision.already or not decision.allowed:
             return decision
         try:
             after = registry.promote(
@@ -96,7 +97,7 @@ def _decide(registry: Registry, wanted: Wanted, table: Folder) -> Decision:
     # Refuses what can't be, before anything is measured against anything.
     tried = promoted(seen, version.number, wanted.share, Signature(id="", by="", at=registry.now()))
     if tried is seen:
-        return Decision(seen, (), True, None)
+        return Decision(seen, (), True, seen, already=True)
     if not wanted.force and (before := seen.rejected(version.number)) is not None:
         how = "taken back" if before.action == "rollback" else "dropped as a candidate"
         raise UserError(
@@ -122,4 +123,4 @@ def _decide(registry: Registry, wanted: Wanted, table: Folder) -> Decision:
         )
         for origin, rule in apply
     )
-    return Decision(seen, verdicts, wanted.force or all(verdict.met for verdict in verdicts), None)
+    return Decision(seen, verdicts, wanted.force or all(verdict.met for verdict in verdicts), seen)

@@ -1,15 +1,15 @@
 """What a promotion has to show, as YAML. In the registry (`rules.yaml`, of all models or of one) it always applies.
 
-    name: production           what is promoted to
-    from: staging              the version must have been signed off there, and not taken back
+    name: production           # what is promoted to
+    from: staging              # the version must have been signed off there, and not taken back
     require:
       - metric: likelihood/pydocs/validation
-        better_by: 2           standard errors of the difference to the version that has the name now
-      - metric: likelihood/*   each of them
-        not_worse_by: 1        likewise
+        better_by: 2           # standard errors of the difference to the version that has the name now
+      - metric: likelihood/*   # each of them
+        not_worse_by: 1        # likewise
       - metric: quality/entropy
-        within: [4.0, 6.0]     or within: 5 %, of what the present version has
-    max_age_days: 30           older results of the new version count as none
+        within: [4.0, 6.0]     # or within: 5 %, of what the present version has
+    max_age_days: 30           # older results of the new version count as none
 
 A file may hold a list of these. How what is missing or can't be compared is decided stands in `registry.judgement`.
 """
