@@ -1,5 +1,6 @@
 """`md4 models`: versions kept, compared and signed off (`orchestration.registry`)."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,12 +50,19 @@ def add(
 
 
 @app.command("list")
-def list_(model: Annotated[str | None, typer.Argument(help="only this model")] = None, registry: Place = None) -> None:
+def list_(
+    model: Annotated[str | None, typer.Argument(help="only this model")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    registry: Place = None,
+) -> None:
     """All versions, and the names that they have."""
     from orchestration.registry import tables
 
     there = _registry(registry)
     models = there.models() if model is None else [there.version(model).model]
+    if as_json:
+        print(json.dumps({model: tables.tree(there, model) for model in models}, indent=1))
+        return
     if not models:
         say(f"{there} has no models; next: md4 models add MODEL RUN")
         return

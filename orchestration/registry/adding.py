@@ -34,12 +34,14 @@ def add(
     ema: bool = True,
     parent: dict[str, Any] | None = None,
     results: Place | None = None,
+    card: Callable[[Path], object] | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Make the newest sound checkpoint of a run, or an exported folder, a version; returns its number.
 
     models: the model's folder in the registry. results: the table of results, of which the version keeps those of its
-    weights. The same content twice is one version: its number is returned, and that is said.
+    weights. card: writes the model card into a folder that has everything else of the version. The same content twice
+    is one version: its number is returned, and that is said.
 
     Raises UserError for what is no sound run or export. Nothing can be seen of an addition that fails or is killed.
     """
@@ -66,6 +68,8 @@ def add(
             hashes = tuple(dict.fromkeys(h for h in (found.card.sha256[:16], facts.weights_hash) if h))
             kept = None if results is None else figures.keep(figures.known(Folder(results), hashes))
             _describe(aside, facts, _reports(Folder(source), hashes), kept)
+            if card is not None:
+                card(aside)
             manifest = Manifest(
                 model=model,
                 number=entry.number,

@@ -46,6 +46,13 @@ def versions(registry: Registry, models: Iterable[str]) -> Table:
     return table
 
 
+def tree(registry: Registry, model: str) -> dict[str, Any]:
+    """The same of one model, and the history of its names, as JSON values."""
+    found = {version.number: version.manifest.model_dump(mode="json") for version in registry.versions(model)}
+    names = {name: registry.name(model, name).model_dump(mode="json") for name in registry.names(model)}
+    return {"versions": found, "names": names}
+
+
 def titles(names: Iterable[Name], number: int) -> list[str]:
     """What a version is called: the names that it has, and those that it is tried as."""
     found = []

@@ -232,6 +232,26 @@ def test_any_interleaving_of_two_promoters_leaves_one_history(s3, asked, choices
     assert sorted(change.id for change in name.history) == sorted(made)  # what was answered is there, once
 
 
+def test_a_change_whose_answer_was_lost_is_not_made_twice(exports, s3):
+    """It arrived, nobody was told, and somebody else made the next change before it is tried again."""
+    registry = Registry("s3://bucket/registry")
+    for seed in (1, 2):
+        registry.add("small", exports(seed))
+    s3.fails(1.0, ("lost answer",), only="PUT .*names/production.json")
+    first = s3.hold("PUT .*names/production.json")
+    slow = threading.Thread(target=lambda: registry.promote("small", 1, "production"))
+    slow.start()
+    assert first.came.wait(20)
+    again = s3.hold("PUT .*names/production.json")
+    first.release()
+    assert again.came.wait(20)
+    s3.fails(0)
+    registry.promote("small", 2, "production")
+    again.release()
+    slow.join(20)
+    assert chain(registry.name("small", "production")) == ["promote 1", "promote 2"]
+
+
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_many_promoters_at_once(where, tmp_path, s3):
     registry = Registry(tmp_path / "registry" if where == "local" else "s3://bucket/registry")

@@ -1,5 +1,6 @@
 """Promotion by rule: asked, refused, forced, written down; and the verbs of `md4 models`."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -178,6 +179,9 @@ def test_a_life_on_the_command_line(md4, exports, ruled):
     listed = md4("models", "list")
     assert "production (10% of the traffic)" in listed
     assert listed.count("\n") == 5
+    tree = json.loads(md4("models", "list", "small", "--json"))["small"]
+    assert tree["versions"]["4"]["note"] == "seed 4"
+    assert tree["names"]["production"]["candidate"]["share"] == 0.1
     assert md4("models", "confirm", "small", "production") == "small version 2 is production now\n"
     assert "nothing is being tried" in md4("models", "confirm", "small", "production", fails=True)
     assert "is production already" in md4("models", "promote", "small", "2", "production")

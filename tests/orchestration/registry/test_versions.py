@@ -97,6 +97,15 @@ def test_reports_and_results_of_these_weights_go_with_it(registry, exports, tmp_
     assert moved.lineage.weights_hash == version.lineage.weights_hash
 
 
+def test_a_card_is_a_part_of_the_version(registry, exports):
+    def write(folder: Path) -> None:
+        assert md4.load(folder).card.sha256 in (folder / "lineage.json").read_text()
+        (folder / "card.md").write_text("# A model\n")
+
+    version = registry.add("small", exports(1), card=write)
+    assert version.read("card.md") == b"# A model\n"
+
+
 def test_references(three):
     three.promote("small", 2, "production")
     assert three.find("small").number == 3
