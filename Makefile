@@ -40,8 +40,9 @@ demo-images: $(STAMP)  ## the same for pixels: handwritten digits, real, noised,
 	@$(BIN)/python -m orchestration.demo_images
 
 test: $(STAMP) chromium  ## what CI runs
-	@echo "test: fast tests, cheapest first, then those that need Ray"
-	@$(BIN)/python -m pytest -m "not slow"
+	@echo "test: first what needs no Ray, in two processes; then what shares a Ray cluster"
+	@$(BIN)/python -m pytest -m "not slow and not ray" --numprocesses 2 --dist loadscope
+	@$(BIN)/python -m pytest -m "ray and not slow"
 
 test-slow: $(STAMP)  ## the long forms
 	@$(BIN)/python -m pytest -m slow

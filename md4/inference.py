@@ -11,7 +11,8 @@ from md4.objectives import MaskedDiffusion, evaluating
 # Two facts of CPU kernels make the last bits of a row depend on the size of its batch: matrix products of one to three
 # rows take other kernels than larger ones, and elementwise functions compute what is left over after the last whole
 # vector registers (32 numbers) by other code. With a multiple of four rows and a feature dimension that is a multiple
-# of 16, neither happens: a row's answer then has the same bits in any company.
+# of 16, neither happens: a row's answer then has the same bits in any company. (On Intel's processors up to twelve rows
+# do take other kernels, unless MKL is told to keep to one, as `md4/__init__.py` does.)
 ROW_MULTIPLE = 4
 
 
