@@ -124,8 +124,9 @@ class Version:
             for problem in self.damage():
                 raise UserError(problem)
             return Path(self.folder.url).absolute()
-        # By content: registries may be deleted and made again under the same url.
-        place = cache_folder() / "models" / f"{self.model}-{self.number:05d}-{self.manifest_sha256[:16]}"
+        # By content: registries may be deleted and made again under the same url. Called as in the registry: an
+        # evaluation takes the model's name and version from there.
+        place = cache_folder() / "models" / self.manifest_sha256[:16] / self.model / "versions" / f"{self.number:05d}"
         if place.is_dir():
             try:
                 for name in self.manifest.files:
