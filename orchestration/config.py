@@ -111,6 +111,32 @@ class EvaluationConfig(_Part):
     rows: int = Field(256, ge=1, description="validation rows used during training (the same ones each time)")
     draws: int = Field(4, ge=1, description="Monte Carlo draws a row, stratified")
     estimator: Literal["mask_count", "continuous"] = Field("mask_count", description="of the negative ELBO")
+    suite: str | None = Field(
+        None,
+        description="run on checkpoints beside the training, which doesn't wait for it: a .yaml file, or the name of a "
+        "suite of the package",
+    )
+    suite_every: int = Field(
+        0, ge=0, description="the first checkpoint after every so many steps, and the last; 0 = only the last"
+    )
+    suite_cpus: float = Field(1, gt=0, description="of the task that runs it, beside those of the workers")
+    suite_gpus: float = Field(0, ge=0, description="likewise; 0 = it works on CPUs")
+    suite_pending: Literal["newest", "all"] = Field(
+        "newest", description="which of the checkpoints are measured that came while an older one was"
+    )
+    suite_seconds: float = Field(
+        3600, gt=0, description="that one may take, and that the end of the run waits for those that are pending"
+    )
+    suite_results: str | None = Field(
+        None, description="table that its figures go to: a folder or s3://...; null = MD4_RESULTS, else results/"
+    )
+
+    @model_validator(mode="after")
+    def _suite_is_named(self) -> "EvaluationConfig":
+        for name, field in type(self).model_fields.items():
+            if self.suite is None and name.startswith("suite_") and getattr(self, name) != field.default:
+                raise ValueError(f"{name}={getattr(self, name)} is about a suite: name one by evaluation.suite=FILE")
+        return self
 
 
 class CheckpointConfig(_Part):

@@ -12,6 +12,7 @@ since 1970) and what belongs to the kind:
     hang      the group stood still: for how long, where, and which workers did not come
     preempted, resize   why the workers left their work, after a checkpoint
     spike     a step was skipped, or the run stopped at it, and why
+    suite     did = began, done, failed, passed over, with the step of the checkpoint: a suite beside the training
     stopped   the run ended itself, since going on made no sense, and why
 """
 

@@ -129,6 +129,7 @@ class Difference:
     value: float
     standard_error: float
     paired: bool = False  # whether the error is that of differences row by row
+    freedom: float = math.inf  # degrees of freedom of the error: of few rows it is itself uncertain
 
     @property
     def z(self) -> float:
@@ -198,7 +199,7 @@ def read(
         found = data.to_table(filter=rule).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"the table of results in {folder} can't be read: {error}") from None
-    return sorted(map(Result.model_validate, found), key=lambda one: (one.created, one.attempt, one.metric))
+    return sorted(map(Result.model_validate, found), key=lambda one: (one.created, one.attempt))
 
 
 def contributions(table: Place, attempt: str) -> dict[str, Contributions]:
@@ -237,13 +238,20 @@ def difference(a: Result, b: Result, rows: Sequence[Contributions | None] | None
         first, second = rows
         if first is not None and second is not None and np.array_equal(first.rows, second.rows):
             error = _spread(first.influences - second.influences)
-            if error is not None:
-                return Difference(a.value - b.value, error, paired=True)
+            if error or (error is not None and a.value == b.value):
+                return Difference(a.value - b.value, error, paired=True, freedom=len(first.rows) - 1)
     if a.standard_error is None or b.standard_error is None:
         raise UserError(
             f"{a.metric} has no standard error: {_name(a)} and {_name(b)} can't be told apart by statistics"
         )
-    return Difference(a.value - b.value, math.hypot(a.standard_error, b.standard_error))
+    return Difference(a.value - b.value, math.hypot(a.standard_error, b.standard_error), freedom=_welch(a, b))
+
+
+def _welch(a: Result, b: Result) -> float:
+    """Degrees of freedom of the error of a difference (Welch-Satterthwaite)."""
+    parts = [((one.standard_error or 0) ** 2, (one.samples or 0) - 1) for one in (a, b)]
+    spread = sum(square**2 / freedom for square, freedom in parts if freedom > 0)
+    return sum(square for square, _ in parts) ** 2 / spread if spread else math.inf
 
 
 def _name(one: Result) -> str:

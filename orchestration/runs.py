@@ -21,7 +21,7 @@ from md4.model import build
 from md4.objectives import MaskedDiffusion
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
-from pipelines.storage import Folder
+from pipelines.storage import Folder, alone
 from pipelines.vocabularies import TOKENIZER, Trained, Vocabulary, keep
 
 # What may differ between a run and its continuation: it changes neither the data, the model nor the updates. (The rule
@@ -78,7 +78,7 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Rows of `metrics.jsonl`, of one kind ("train", "evaluation", "checkpoint") or all."""
+        """Rows of `metrics.jsonl`, of one kind ("train", "evaluation", "checkpoint", "suite") or all."""
         return [row for row in _rows(self.metrics_file) if kind is None or row["kind"] == kind]
 
     @classmethod
@@ -148,10 +148,17 @@ def rewind(path: Path, step: int) -> None:
     """Cut `metrics.jsonl` back to `step`: later rows are of work that the resumed run does again."""
     if not path.exists():
         return
-    kept = [row for row in _rows(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with alone(path.parent):
+        kept = [row for row in _rows(path) if row["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def add_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to `metrics.jsonl`, of somebody else than the workers, who may be about to cut it back."""
+    with alone(path.parent), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 @dataclass(frozen=True)
@@ -168,15 +175,25 @@ class Loaded:
 
 
 def load_model(
-    path: str | Path, *, ema: bool = True, compute: torch.dtype = torch.float32, report: Callable[[str], None] = print
+    path: str | Path,
+    *,
+    ema: bool = True,
+    compute: torch.dtype = torch.float32,
+    report: Callable[[str], None] = print,
+    step: int | None = None,
 ) -> Loaded:
-    """The model of a run's newest sound checkpoint, in eval mode, with averaged weights if there are any.
+    """The model of a run's newest sound checkpoint, or of that of a step, in eval mode, with averaged weights if there
+    are any.
 
     Raises:
-        UserError: not a run, or no sound checkpoint in it.
+        UserError: not a run, or no (such) sound checkpoint in it.
     """
     run = Run(path)
-    checkpoint = checkpoints.newest(run.checkpoints, report)
+    checkpoint = checkpoints.newest(run.checkpoints, report, step)
+    if checkpoint is None and step is not None:
+        steps = sorted({int(one.name[5:13]) for one in checkpoints.committed_in(run.checkpoints)})
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"run {run.path} has no sound checkpoint of step {step}; there are those of {known}")
     if checkpoint is None:
         raise UserError(f"run {run.path} has no sound checkpoint yet")
     kind = "ema" if ema and "ema" in checkpoint.kinds else "weights"

@@ -1,6 +1,7 @@
 """The driver of a run: checks everything first, prepares the data if need be, starts Ray Train, shows progress."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ from orchestration.cursor import check_cursor, run_order
 from orchestration.events import Events
 from orchestration.passes import Passes
 from orchestration.runs import Run
+from orchestration.suites import settings as suites
+from orchestration.suites.beside import Beside
 from pipelines.config import check as check_corpus
 from pipelines.config import prepared_path
 from pipelines.manifest import MANIFEST, Manifest
@@ -42,6 +45,8 @@ def check(config: Config, resume: bool, report: Report) -> None:
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
     memory_plan.check(config)
+    if config.evaluation.suite is not None:
+        suites.load(config.evaluation.suite)
     for note in check_corpus(config.data):
         report(note)
     parameters, train = count_parameters(config.model), config.train
@@ -71,7 +76,8 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
         UserError: anything wrong with the configuration, the data or the run's folder, or the run failed for good.
     """
     check(config, resume, report)
-    with cluster(num_cpus=config.train.most_workers + 2):
+    beside = 0 if config.evaluation.suite is None else math.ceil(config.evaluation.suite_cpus)
+    with cluster(num_cpus=config.train.most_workers + 2 + beside):
         prepared_before = all(Folder(prepared_path(one)).exists(MANIFEST) for _, one in config.data.sets())
         data = [prepare(one, report) for _, one in config.data.sets()]
         if not prepared_before:
@@ -81,8 +87,9 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
         events = Events(run.path)
         events.add("driver", did="began", pid=os.getpid())
         try:
-            with _Follower(run, config, report):
+            with _Follower(run, config, report), Beside(run, config, report) as suites:
                 result = _fit(config, run, data)
+                suites.finish()
         finally:
             events.add("driver", did="ended", pid=os.getpid())
         return Outcome(run, result["step"], time.perf_counter() - began)
@@ -246,6 +253,8 @@ def describe(row: dict[str, Any], config: Config) -> str:
         return f"{head}  checkpoint {row['path']} ({row['seconds']:.1f} s, {row['blocked']:.2f} s of them in the way)"
     if row["kind"] == "checkpoint failed":
         return f"{head}  no checkpoint: {row['error']}"
+    if row["kind"] == "suite":
+        return f"step {step}: suite {row['suite']}: {row['headline']} ({row['seconds']:.0f} s)"
     if row["kind"] == "spike":
         return f"{head}  {row['action']}: {row['reason']}; the batch is in {row['batch']}"
     return f"{head}  {row['workers']} worker(s), {row['compute']} products"

@@ -136,7 +136,7 @@ class _Training:
         kept = config.checkpoint
         self.writer = Writer(config.checkpoints, Retention(kept.keep, kept.keep_every, kept.keep_best))
         self.evaluated: dict[str, float] | None = None  # the last evaluation, if it was of this step
-        self.step = self._restore()
+        self.step = self.saved = self._restore()
         self.leader = Leader(config)
         self.events = Events(self.run.path)
         self.watchdog = Watchdog(config.train.patience, self._tell_hang)
@@ -528,9 +528,18 @@ class _Training:
                 "spent": self.clock.spent(),
             }
             self.watchdog.at("saving", self.step)
-            self.writer.save(self.state, self.step, facts)
+            self.writer.save(self.state, self.step, facts, hold=self._is_for_the_suite())
+            self.saved = self.step
             if isinstance(self.model, GenMD4):
                 self._write_powers()
+
+    def _is_for_the_suite(self) -> bool:
+        """Is this the first checkpoint after so many steps, or the last of the run?"""
+        options = self.config.evaluation
+        if options.suite is None:
+            return False
+        every = options.suite_every
+        return self.step == self.config.train.steps or bool(every and self.step // every > self.saved // every)
 
     @cached_property
     def token_names(self) -> powers.Names:
