@@ -56,5 +56,5 @@ def _check_version(version: Version, found: Found, wrong: Callable[[str], None],
     if len(found.damage) == before:
         found.files += len(version.manifest.files)
         found.bytes += version.manifest.bytes
-        for name in version.strangers():
-            say(f"{version}: {name} was not added with it")
+        if strangers := version.strangers():
+            say(f"{version}: files beside it were not added with it ({len(strangers)}), such as {strangers[0]}")

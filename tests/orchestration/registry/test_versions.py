@@ -179,7 +179,7 @@ def test_later_reports_in_the_folder_are_no_damage(three):
     (folder / "reports/late.json").write_text("{}")
     said: list[str] = []
     assert check(three, "small@1", said.append).damage == []
-    assert said == ["small version 1: reports/late.json was not added with it"]
+    assert said == ["small version 1: files beside it were not added with it (1), such as reports/late.json"]
 
 
 def test_a_copy_of_s3_is_made_once_and_mended(exports, s3, tmp_path, monkeypatch):
