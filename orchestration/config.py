@@ -167,6 +167,15 @@ class TrackingConfig(_Part):
     )
 
 
+class CardConfig(_Part):
+    """What the model card (`md4 card`) says that no measurement can tell."""
+
+    about: str | None = Field(None, description="what the model is for, in a sentence or two")
+    weights_licence: str | None = Field(None, description="of the weights, best as SPDX has it: apache-2.0")
+    data_licence: str | None = Field(None, description="of the training data")
+    limits: tuple[str, ...] = Field((), description="known failures, a sentence each, beside those that are measured")
+
+
 class Config(_Part):
     """The whole tree of a run."""
 
@@ -182,6 +191,7 @@ class Config(_Part):
     tracking: TrackingConfig = TrackingConfig.model_validate({})
     sampling: SamplingConfig = SamplingConfig.model_validate({})
     serving: ServingConfig = ServingConfig.model_validate({})
+    card: CardConfig = CardConfig.model_validate({})
 
     @model_validator(mode="before")
     @classmethod

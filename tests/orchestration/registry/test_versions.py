@@ -80,7 +80,7 @@ def test_reports_and_results_of_these_weights_go_with_it(registry, exports, tmp_
     own = json.loads((source / "config.json").read_text())["sha256"][:16]
     (source / "reports").mkdir()
     for name, of in (("mine", own), ("foreign", "0" * 16)):
-        report = {"kind": "likelihood", "model": {"run": None, "step": None, "weights_hash": of}}
+        report = {"kind": "of another program", "model": {"run": None, "step": None, "weights_hash": of}}
         (source / f"reports/{name}.json").write_text(json.dumps(report))
     (source / "reports/torn.json").write_text("{")
     for attempt, of in (("a", own), ("b", "0" * 16)):
@@ -97,13 +97,14 @@ def test_reports_and_results_of_these_weights_go_with_it(registry, exports, tmp_
     assert moved.lineage.weights_hash == version.lineage.weights_hash
 
 
-def test_a_card_is_a_part_of_the_version(registry, exports):
-    def write(folder: Path) -> None:
-        assert md4.load(folder).card.sha256 in (folder / "lineage.json").read_text()
-        (folder / "card.md").write_text("# A model\n")
-
-    version = registry.add("small", exports(1), card=write)
-    assert version.read("card.md") == b"# A model\n"
+def test_the_card_is_a_part_of_the_version(registry, run, exports):
+    for source, training in ((run, True), (exports(1), False)):
+        version = registry.add("small", source)
+        card = version.read("card.md").decode()
+        assert f"# small version {version.number}" in card
+        assert str(version.lineage.weights_hash) in card
+        assert ("128 examples" in card) is training  # an exported folder knows nothing of it
+        assert b"<html" in version.read("card.html")
 
 
 def test_references(three):
