@@ -10,14 +10,17 @@ import pytest
 
 import md4
 from md4.errors import UserError
+from md4.samplers import SamplingConfig
+from md4.samplers.saved import SavedSettings
 from orchestration import results
+from orchestration.grids import keep
 from orchestration.registry import Registry
 from orchestration.registry.audit import check
 from orchestration.results import Result
 from orchestration.runs import load_model
 from pipelines.storage import Folder
 from tests.orchestration.registry.conftest import NOW
-from tests.orchestration.small_run import write_run
+from tests.orchestration.small_run import LENGTH, write_run
 
 
 def test_a_version_is_what_the_run_was(place, run, tmp_path, monkeypatch, clock):
@@ -73,6 +76,19 @@ def test_other_sampling_settings_are_another_version(registry, exports, tmp_path
     tree["source"] = {"told": "by hand"}  # where it comes from is no part of what it is
     (changed / "config.json").write_text(json.dumps(tree))
     assert registry.add("small", changed).number == 2
+
+
+def test_saved_grids_go_with_it_and_another_grid_is_another_version(tmp_path, registry):
+    folder = write_run(tmp_path / "runs")
+    for number, times in enumerate([None, (1.0, 0.4, 0.0), (1.0, 0.3, 0.0)], 1):
+        if times is not None:
+            keep(folder, SavedSettings(name="searched", steps=2, settings=SamplingConfig(grid=times)))
+        version = registry.add("small", folder)
+        assert version.number == number
+        assert len([name for name in version.manifest.files if name.startswith("grids/")]) == (times is not None)
+        if times is not None:
+            assert md4.load(version.fetch()).sample(1, grid="searched", steps=2).shape == (1, LENGTH)
+    assert registry.add("other", version.folder.url).manifest.content == version.manifest.content
 
 
 def test_reports_and_results_of_these_weights_go_with_it(registry, exports, tmp_path, clock):
