@@ -51,7 +51,9 @@ class TrainConfig(_Part):
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="of the network's products; weights, schedules, logits and loss stay float32"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = cuda where the driver sees a GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto = cuda where the driver or its cluster has a GPU"
+    )
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics")
     max_restarts: int = Field(3, ge=0, description="times a failed worker group is started again from a checkpoint")

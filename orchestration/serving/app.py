@@ -27,6 +27,7 @@ from orchestration.runs import Run, load_model
 from orchestration.serving.client import APPLICATION, ENGINE, GATEWAY
 from orchestration.serving.config import ServingConfig
 from orchestration.serving.deployments import EngineReplica, Gateway, Load
+from pipelines.storage import Folder
 
 _CONNECTIONS = 10_000  # of a gateway; each is little more than a task that waits
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}  # gateways write a log of requests of their own
@@ -92,7 +93,7 @@ def application(models: Mapping[str, str], config: ServingConfig, load: Load = l
 
 def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig) -> str:
     """The file, YAML, from which `serve deploy` starts the same application on a cluster."""
-    folders = {name: str(Path(run).resolve()) for name, run in models.items()}
+    folders = {name: str(Folder(run).absolute()) for name, run in models.items()}
     own = config.placed().model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
     tree = {
         "proxy_location": "EveryNode",
