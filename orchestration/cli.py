@@ -16,6 +16,7 @@ from orchestration.commands import (
     data,
     evaluation,
     jobs,
+    models,
     render,
     results,
     sampling,
@@ -41,6 +42,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(cron.app, name="cron")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(models.app, name="models")
 app.add_typer(render.app, name="render")
 app.add_typer(results.app, name="results")
 
