@@ -233,7 +233,12 @@ def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, here, s3, corpus,
 
 def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, here, corpus, data_directory, tmp_path):
     def settings(runs: str) -> list[str]:
-        return [*tiny_settings(corpus, data_directory, tmp_path / runs), "train.steps=4", "train.workers=1"]
+        return [
+            *tiny_settings(corpus, data_directory, tmp_path / runs),
+            "train.steps=4",
+            "train.workers=1",
+            "train.spare=false",
+        ]
 
     ours = ["submit", "--label", "owner=anna", "train", "pydocs-tiny", *settings("ours")]
     first = md4(*ours)
