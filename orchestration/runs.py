@@ -172,6 +172,7 @@ class Loaded:
     weights_hash: str
     path: Path
     averaged: bool = False  # whether the weights are the moving average
+    model_version: int | None = None  # in the registry, of what comes from there
 
 
 def load_model(

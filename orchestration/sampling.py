@@ -47,6 +47,7 @@ class Request:
     suffix: str | None = None  # text behind these
     echo: bool = False  # a completion begins with the prompt
     longest: int = LENGTH_LIMIT  # tokens that the canvas may have
+    group: str | None = None  # requests of one get the same version of a model, if two are served; see serving.canary
 
 
 class Sample(BaseModel):
@@ -75,6 +76,8 @@ class ModelFacts(BaseModel):
 
     hash: str = Field(description="of the weights")
     step: int = Field(description="training step")
+    model_version: int | None = Field(None, description="their number in the registry, if they come from there")
+    trial: bool = Field(False, description="whether that version is tried with a share of the requests (a canary)")
 
 
 @dataclass(frozen=True)
@@ -300,7 +303,7 @@ def answer(
 
 def facts(loaded: "Loaded") -> ModelFacts:
     """Which weights these are."""
-    return ModelFacts(hash=loaded.weights_hash, step=loaded.step)
+    return ModelFacts(hash=loaded.weights_hash, step=loaded.step, model_version=loaded.model_version)
 
 
 def text_end(request: Request, job: Job, tokens: Tensor, sampled: Tensor) -> tuple[int, bool]:
