@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from md4 import documents, noise
 from md4.errors import UserError
 from md4.masked_loss import IGNORED, Scores, plain_scores
 from md4.schedules import Schedule
+
+if TYPE_CHECKING:
+    from md4.samplers.saved import Saved
 
 
 def stratified_times(u: Tensor | float, stratum: Tensor, batch_size: int) -> Tensor:
@@ -107,6 +110,7 @@ class MaskedDiffusion(nn.Module, ABC):
         self.vocab_size = vocab_size
         self.mask_id = vocab_size
         self.shape: tuple[int, int, int] | None = getattr(network, "shape", None)
+        self.saved: Saved | None = None  # sampling settings that were found for it, by name
 
     def _network(self, z: Tensor, t: Tensor | float, labels: Tensor | None) -> Tensor:
         """The network's logits `[B, L, V]` for flat tokens z [B, L], whatever shape an example has there."""

@@ -51,7 +51,9 @@ class TrainConfig(_Part):
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="of the network's products; weights, schedules, logits and loss stay float32"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = cuda where the driver sees a GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto = cuda where the driver or its cluster has a GPU"
+    )
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics")
     max_restarts: int = Field(3, ge=0, description="times a failed worker group is started again from a checkpoint")
@@ -167,6 +169,15 @@ class TrackingConfig(_Part):
     )
 
 
+class CardConfig(_Part):
+    """What the model card (`md4 card`) says that no measurement can tell."""
+
+    about: str | None = Field(None, description="what the model is for, in a sentence or two")
+    weights_licence: str | None = Field(None, description="of the weights, best as SPDX has it: apache-2.0")
+    data_licence: str | None = Field(None, description="of the training data")
+    limits: tuple[str, ...] = Field((), description="known failures, a sentence each, beside those that are measured")
+
+
 class Config(_Part):
     """The whole tree of a run."""
 
@@ -182,6 +193,7 @@ class Config(_Part):
     tracking: TrackingConfig = TrackingConfig.model_validate({})
     sampling: SamplingConfig = SamplingConfig.model_validate({})
     serving: ServingConfig = ServingConfig.model_validate({})
+    card: CardConfig = CardConfig.model_validate({})
 
     @model_validator(mode="before")
     @classmethod

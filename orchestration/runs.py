@@ -1,6 +1,6 @@
 """A run's folder (contract C6): what is in it, how it is made, continued and read.
 
-runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
+runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/  grids/
 
 A run whose vocabulary is a file keeps a copy of it, `tokenizer.json`, and uses that: the file may move or change.
 """
@@ -19,6 +19,7 @@ from md4 import weights
 from md4.errors import UserError
 from md4.model import build
 from md4.objectives import MaskedDiffusion
+from md4.samplers.saved import Saved, read_folder
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
 from pipelines.storage import Folder, alone
@@ -28,6 +29,7 @@ from pipelines.vocabularies import TOKENIZER, Trained, Vocabulary, keep
 # for spikes does, but a run that it has stopped could not be continued if the rule had to stay.)
 _FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
 _FREE += ("train.log_every", "train.max_restarts", "evaluation.", "checkpoint.", "tracking.", "sampling.", "serving.")
+_FREE += ("card.",)
 _FREE += (
     "runs",
     "data.directory",
@@ -200,6 +202,7 @@ def load_model(
     kind = "ema" if ema and "ema" in checkpoint.kinds else "weights"
     model = build(run.config.model, compute=compute)
     model.load_state_dict(checkpoint.tensors(kind))
+    model.saved = Saved.of(read_folder(run.path))
     return Loaded(
         model=model.eval(),
         vocabulary=run.config.data.tokens,
@@ -226,6 +229,7 @@ def export(path: str | Path, folder: str | Path, *, ema: bool = True, report: Ca
         vocabulary=loaded.vocabulary.name,
         symbols=getattr(loaded.vocabulary, "symbols", None),
         tokenizer=loaded.vocabulary.content if isinstance(loaded.vocabulary, Trained) else None,
+        saved=read_folder(loaded.path),
         source={
             "run": loaded.config.name,
             "step": loaded.step,

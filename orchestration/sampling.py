@@ -249,8 +249,9 @@ def _ids(loaded: "Loaded", text: str, what: str, literal: bool) -> torch.Tensor:
 
 
 def _in_blocks(loaded: "Loaded", request: Request, length: int) -> SamplingConfig:
-    """The settings; of a completion that is too long for the network, with a block."""
-    settings, window, objective = request.settings, loaded.config.model.length, loaded.model.objective
+    """The settings, nothing in them a mere name; of a completion that is too long for the network, with a block."""
+    settings = samplers.filled(loaded.model, request.settings)
+    window, objective = loaded.config.model.length, loaded.model.objective
     if request.fill is None or length <= window or settings.block is not None:
         return settings
     name = settings.resolve(objective).sampler

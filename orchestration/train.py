@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from md4.errors import UserError
+from md4.errors import Failed, UserError
 from md4.model import count_parameters
 from orchestration import checkpoints, memory_plan, spares
-from orchestration.cluster import cluster, worker_environment
+from orchestration.cluster import address, cluster, gpus, worker_environment
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
 from orchestration.events import Events
@@ -42,13 +42,15 @@ class Outcome:
 
 def check(config: Config, resume: bool, report: Report) -> None:
     """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
-    if config.train.device == "cuda" and not torch.cuda.is_available():
+    if config.train.device == "cuda" and not torch.cuda.is_available() and address() is None:
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
     memory_plan.check(config)
     if config.evaluation.suite is not None:
         suites.load(config.evaluation.suite)
     for note in check_corpus(config.data):
         report(note)
+    if config.checkpoint.directory is not None:
+        config.checkpoints.exists("any")  # a bucket that is not there is named now
     parameters, train = count_parameters(config.model), config.train
     share = Passes(train.batch_size, train.slices, train.least_workers, train.micro_batch).places
     report(
@@ -132,7 +134,10 @@ def _check_classes(config: Config, folder: Place, manifest: Manifest) -> None:
 
 
 def _use_gpu(config: Config) -> bool:
-    return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
+    """Does each worker take a GPU? The machines of a cluster that was joined may have them, and the driver's none."""
+    if config.train.device == "auto":
+        return torch.cuda.is_available() or (address() is not None and gpus() > 0)
+    return config.train.device == "cuda"
 
 
 def _scaling(config: Config) -> Any:
@@ -188,12 +193,10 @@ def _explain(error: Exception, run: Run) -> Exception:
 
     for cause in causes(error):
         if isinstance(cause, UserError):
-            return UserError(str(cause))
+            return type(cause)(str(cause))
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = "\n".join(f"worker {rank}: {last_line(failure)}" for rank, failure in failures.items())
-    return UserError(
-        f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume"
-    )
+    return Failed(f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume")
 
 
 class _Follower:

@@ -19,7 +19,6 @@ from orchestration.registry.versions import EVALUATION, LINEAGE, MANIFEST, RESUL
 from pipelines.storage import Folder, Place
 
 LISTING = "versions.json"
-_GRIDS = "grids/"
 _ASIDE = ("code_version", "source")  # of a card: they say where the model comes from, not what it is
 
 
@@ -34,14 +33,12 @@ def add(
     ema: bool = True,
     parent: dict[str, Any] | None = None,
     results: Place | None = None,
-    card: Callable[[Path], object] | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Make the newest sound checkpoint of a run, or an exported folder, a version; returns its number.
 
     models: the model's folder in the registry. results: the table of results, of which the version keeps those of its
-    weights. card: writes the model card into a folder that has everything else of the version. The same content twice
-    is one version: its number is returned, and that is said.
+    weights. The same content twice is one version: its number is returned, and that is said.
 
     Raises UserError for what is no sound run or export. Nothing can be seen of an addition that fails or is killed.
     """
@@ -56,7 +53,7 @@ def add(
         found = weights.load(aside)  # a version is what can be loaded
         facts = _origin(source, found.card) if exported else lineage.of_run(str(source), found.card)
         facts = facts.model_copy(update={"parent": parent or facts.parent})
-        content, attempt = _content(aside, found.card), uuid.uuid4().hex
+        content, attempt = _content(found.card), uuid.uuid4().hex
         begun = _begin(models, content, attempt, now)
         if (same := begun.same(content)) is not None:
             say(f"{model}: these weights and this configuration are version {same.number} already; nothing was added")
@@ -68,8 +65,7 @@ def add(
             hashes = tuple(dict.fromkeys(h for h in (found.card.sha256[:16], facts.weights_hash) if h))
             kept = None if results is None else figures.keep(figures.known(Folder(results), hashes))
             _describe(aside, facts, _reports(Folder(source), hashes), kept)
-            if card is not None:
-                card(aside)
+            _write_card(aside, f"{model} version {entry.number}", None if exported else source, ema, facts)
             manifest = Manifest(
                 model=model,
                 number=entry.number,
@@ -97,7 +93,7 @@ def add(
 def _copy(source: Folder, aside: Path) -> None:
     """The files of an exported folder, in a new folder on this machine."""
     for name in source.list():
-        if name in (weights.CONFIG, weights.WEIGHTS, weights.TOKENIZER) or name.startswith(_GRIDS):
+        if name in (weights.CONFIG, weights.WEIGHTS, weights.TOKENIZER) or name.startswith(f"{weights.GRIDS}/"):
             file = aside / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(source.read(name))
@@ -111,11 +107,10 @@ def _origin(source: Place, card: Card) -> lineage.Lineage:
     return before.model_copy(update={"source": str(source)})
 
 
-def _content(folder: Path, card: Card) -> str:
-    """What makes two versions the same: weights, configuration, vocabulary and saved grids."""
+def _content(card: Card) -> str:
+    """What makes two versions the same: weights, configuration, vocabulary and saved settings, whose hashes it has."""
     tree = card.model_dump(mode="json", exclude=set(_ASIDE))
-    grids = {name: describe(folder / name).sha256 for name in Folder(folder).list() if name.startswith(_GRIDS)}
-    return hashlib.sha256(json.dumps([tree, grids], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _reports(source: Folder, hashes: tuple[str, ...]) -> dict[str, bytes]:
@@ -131,6 +126,18 @@ def _describe(aside: Path, facts: lineage.Lineage, reports: dict[str, bytes], re
         (aside / EVALUATION).mkdir()
     for name, data in evaluation.items():
         (aside / EVALUATION / name).write_bytes(data)
+
+
+def _write_card(aside: Path, title: str, run: Place | None, ema: bool, known: lineage.Lineage) -> None:
+    """The model card, from what the run holds, if it is one and on this machine, else from what the version says."""
+    from orchestration import cards
+
+    found = None
+    if run is not None and not Folder(run).remote:
+        found = cards.of_run(Path(str(run)), ema=ema)
+    if found is None or found.lineage.get("weights hash") != known.weights_hash:  # the run has newer ones by now
+        found = cards.of_folder(aside)
+    cards.write(aside, found.model_copy(update={"name": title}))
 
 
 def _write(aside: Path, folder: Folder, manifest: Manifest, commit: Callable[[str], int]) -> int:

@@ -6,7 +6,6 @@ import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from md4.errors import UserError
@@ -75,13 +74,11 @@ class Registry:
         ema: bool = True,
         parent: dict[str, Any] | None = None,
         results: Place | None = None,
-        card: Callable[[Path], object] | None = None,
         say: Callable[[str], None] = print,
     ) -> Version:
         """Make a run's newest sound checkpoint, or an exported folder, the next version; see `adding.add`.
 
-        results: the table of results, of which the version keeps what is known of its weights. card: writes the model
-        card into the folder, on this machine, that becomes the version.
+        results: the table of results, of which the version keeps what is known of its weights.
         """
         folder = self._model(model)
         number = adding.add(
@@ -94,7 +91,6 @@ class Registry:
             ema=ema,
             parent=parent,
             results=results,
-            card=card,
             say=say,
         )
         return self.version(model, number)

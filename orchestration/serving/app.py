@@ -101,7 +101,7 @@ def application(
 
 def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig, registry: str | None = None) -> str:
     """The file, YAML, from which `serve deploy` starts the same application on a cluster."""
-    places: dict[str, Any] = {"models": {name: sources.address(run) for name, run in models.items()}}
+    places: dict[str, Any] = {"models": {name: sources.absolute(str(run)) for name, run in models.items()}}
     if registry is not None:
         places["registry"] = Folder(registry).absolute().url
     own = config.placed().model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from md4.errors import UserError
 from md4.samplers import SamplingConfig
+from md4.samplers.saved import Saved
 from orchestration.sampling import Answer, ModelFacts, Request
 from orchestration.serving.events import Event
 
@@ -37,9 +38,8 @@ class ModelInfo(ModelFacts):
     objective: str
     sampling: SamplingConfig = Field(description="settings of requests that name none")
     samplers: dict[str, list[str]] = Field(description="samplers of this model, and what can be set of each alone")
-    candidate: TrialInfo | None = Field(
-        None, description="another version, tried with a share of the requests"
-    )
+    saved: Saved = Field(Saved(), description="settings that were found for this model, which requests may name")
+    candidate: TrialInfo | None = Field(None, description="another version, tried with a share of the requests")
 
 
 class Score(BaseModel):

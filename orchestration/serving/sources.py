@@ -17,6 +17,7 @@ from orchestration import checkpoints, exported
 from orchestration.config import override, serving_config
 from orchestration.runs import Run
 from orchestration.serving.config import ServingConfig
+from pipelines.storage import Folder
 
 if TYPE_CHECKING:
     from orchestration.registry import Registry, Version
@@ -138,8 +139,13 @@ def name_of(text: str) -> str:
     return Path(text).absolute().name if exported.is_exported(Path(text)) else Run(text).config.name
 
 
+def absolute(text: str) -> str:
+    """The same for processes with another working directory. Nothing need be there yet."""
+    return text if reference(text) is not None else Folder(text).absolute().url
+
+
 def address(text: str | Path) -> str:
-    """The same for processes with another working directory; UserError for a folder that can't be served."""
+    """The same, resolved; UserError for a folder that can't be served."""
     if reference(str(text)) is not None:
         return str(text)
     return str((Path(text) if exported.is_exported(Path(text)) else Run(text).path).resolve())

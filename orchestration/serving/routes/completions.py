@@ -259,7 +259,7 @@ def _changes(body: CompletionRequest) -> dict[str, Any]:
 def _revises(settings: SamplingConfig, info: ModelInfo) -> bool:
     """May the sampler take back what it revealed?"""
     objective: Objective = "genmd4" if info.objective == "genmd4" else "md4"
-    return sampler_class(objective, settings.resolve(objective)).revises
+    return sampler_class(objective, info.saved.fill(settings, objective).resolve(objective)).revises
 
 
 def _reason(sample: Sample, stopped: bool) -> Literal["stop", "length"]:

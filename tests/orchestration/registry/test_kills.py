@@ -22,7 +22,8 @@ from tests.orchestration.registry.test_names import chain
 def start() -> Callable[..., BaseProcess]:
     """Start an operation in a process of its own, forked from one that has everything imported and no threads."""
     context = multiprocessing.get_context("forkserver")
-    imported = [killed_program.__name__, "orchestration.runs", "pipelines.s3", "torch._dynamo"]  # what an addition uses
+    own = ["orchestration.runs", "orchestration.cards", "pipelines.s3"]
+    imported = [killed_program.__name__, *own, "torch._dynamo", "huggingface_hub.repocard"]  # what an addition uses
     context.set_forkserver_preload(imported)
 
     def begin(*arguments) -> BaseProcess:
@@ -48,7 +49,7 @@ def killed_at_every_step(start, every: int, operation: str, prepare: Callable[[]
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_addition_killed(start, tmp_path, exports, every):
     def prepare() -> Path:
         return tmp_path / "registry"

@@ -10,14 +10,17 @@ import pytest
 
 import md4
 from md4.errors import UserError
+from md4.samplers import SamplingConfig
+from md4.samplers.saved import SavedSettings
 from orchestration import results
+from orchestration.grids import keep
 from orchestration.registry import Registry
 from orchestration.registry.audit import check
 from orchestration.results import Result
 from orchestration.runs import load_model
 from pipelines.storage import Folder
 from tests.orchestration.registry.conftest import NOW
-from tests.orchestration.small_run import write_run
+from tests.orchestration.small_run import LENGTH, write_run
 
 
 def test_a_version_is_what_the_run_was(place, run, tmp_path, monkeypatch, clock):
@@ -75,12 +78,25 @@ def test_other_sampling_settings_are_another_version(registry, exports, tmp_path
     assert registry.add("small", changed).number == 2
 
 
+def test_saved_grids_go_with_it_and_another_grid_is_another_version(tmp_path, registry):
+    folder = write_run(tmp_path / "runs")
+    for number, times in enumerate([None, (1.0, 0.4, 0.0), (1.0, 0.3, 0.0)], 1):
+        if times is not None:
+            keep(folder, SavedSettings(name="searched", steps=2, settings=SamplingConfig(grid=times)))
+        version = registry.add("small", folder)
+        assert version.number == number
+        assert len([name for name in version.manifest.files if name.startswith("grids/")]) == (times is not None)
+        if times is not None:
+            assert md4.load(version.fetch()).sample(1, grid="searched", steps=2).shape == (1, LENGTH)
+    assert registry.add("other", version.folder.url).manifest.content == version.manifest.content
+
+
 def test_reports_and_results_of_these_weights_go_with_it(registry, exports, tmp_path, clock):
     source = shutil.copytree(exports(1), tmp_path / "model")
     own = json.loads((source / "config.json").read_text())["sha256"][:16]
     (source / "reports").mkdir()
     for name, of in (("mine", own), ("foreign", "0" * 16)):
-        report = {"kind": "likelihood", "model": {"run": None, "step": None, "weights_hash": of}}
+        report = {"kind": "of another program", "model": {"run": None, "step": None, "weights_hash": of}}
         (source / f"reports/{name}.json").write_text(json.dumps(report))
     (source / "reports/torn.json").write_text("{")
     for attempt, of in (("a", own), ("b", "0" * 16)):
@@ -97,13 +113,14 @@ def test_reports_and_results_of_these_weights_go_with_it(registry, exports, tmp_
     assert moved.lineage.weights_hash == version.lineage.weights_hash
 
 
-def test_a_card_is_a_part_of_the_version(registry, exports):
-    def write(folder: Path) -> None:
-        assert md4.load(folder).card.sha256 in (folder / "lineage.json").read_text()
-        (folder / "card.md").write_text("# A model\n")
-
-    version = registry.add("small", exports(1), card=write)
-    assert version.read("card.md") == b"# A model\n"
+def test_the_card_is_a_part_of_the_version(registry, run, exports):
+    for source, training in ((run, True), (exports(1), False)):
+        version = registry.add("small", source)
+        card = version.read("card.md").decode()
+        assert f"# small version {version.number}" in card
+        assert str(version.lineage.weights_hash) in card
+        assert ("128 examples" in card) is training  # an exported folder knows nothing of it
+        assert b"<html" in version.read("card.html")
 
 
 def test_references(three):
