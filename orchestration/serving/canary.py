@@ -13,8 +13,8 @@ present version are enough, at 50 % nine.
 
 **Quality.** Both versions score the same held-out texts with the same noise. The candidate is dropped if the mean
 difference lies above `quality_margin` by more than its standard error allows (Student's t, one-sided). Once: these
-figures don't change. And when it has answered enough, the mean entropy within its samples is compared with that of the present
-version's, one look, two-sided: collapsed models repeat themselves.
+figures don't change. And when it has answered enough, the mean entropy within its samples is compared with that of the
+present version's, one look, two-sided: collapsed models repeat themselves.
 """
 
 import hashlib
@@ -95,9 +95,9 @@ def key(request: Request) -> int:
     return int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def chosen(key: int, share: float, trial: str = "") -> bool:
-    """Does the candidate get that request? trial: another lot for each."""
-    drawn = hashlib.blake2b(f"{trial} {key}".encode(), digest_size=8).digest()
+def chosen(key: int, share: float, lot: str) -> bool:
+    """Does the candidate get that request? lot: another one for each candidate. With a larger share none is lost."""
+    drawn = hashlib.blake2b(f"{lot} {key}".encode(), digest_size=8).digest()
     return int.from_bytes(drawn) < share * 2**64
 
 

@@ -209,7 +209,7 @@ class Following(Held):
                 except Exception as again:
                     why = str(again) if isinstance(again, UserError) else words(again)
                     return await self._sign(state, Verdict("rollback", f"it can't be served: {why}"), {})
-            trial = self.trial = Trial(state, side, self._config.timeout_s)
+            trial = self.trial = Trial(state, side, self._replica, self._config.timeout_s)
         if self._texts:
             stop(self._scoring)
             self._scoring = asyncio.ensure_future(self._score(trial))

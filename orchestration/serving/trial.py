@@ -33,11 +33,12 @@ class Trial:
     Args:
         state: what the name says.
         side: the candidate.
+        replica: an id of this process.
         timeout_s: time that a request may take.
     """
 
-    def __init__(self, state: Name, side: Side, timeout_s: float) -> None:
-        self.state, self.side, self.timeout_s = state, side, timeout_s
+    def __init__(self, state: Name, side: Side, replica: str, timeout_s: float) -> None:
+        self.state, self.side, self.replica, self.timeout_s = state, side, replica, timeout_s
         self.part = Part()  # what was seen here
         self.open = True  # does it get requests?
         self.failed: str | None = None  # why it can't go on, whatever the figures
@@ -55,6 +56,18 @@ class Trial:
         assert self.state.candidate is not None
         return self.state.candidate.share
 
+    def takes(self, key: int) -> bool:
+        """Does the candidate get that request?"""
+        return (
+            self.open
+            and self.failed is None
+            and canary.chosen(key, self.share, f"{self.state.model}@{self.side.version}")
+        )
+
+    def total(self) -> Part:
+        """What all replicas saw, as far as it is known here."""
+        return self.part if self.record is None else self.record.with_part(self.replica, self.part).total()
+
     def anew(self, state: Name) -> None:
         """The name was changed, its candidate is the same: figures begin anew."""
         self.state, self.part, self.record, self.open = state, Part(), None, True
@@ -63,7 +76,7 @@ class Trial:
     def describe(self) -> TrialInfo:
         """The candidate's figures are those of all replicas, as far as they are known here."""
         found = self.side.engine.describe("")
-        total = self.record.total() if self.record is not None else self.part
+        total = self.total()
         return TrialInfo(
             hash=found.hash,
             step=found.step,
@@ -148,7 +161,7 @@ class _Course:
     def __init__(self, trial: Trial, request: Request) -> None:
         self._trial, self._key, self._change = trial, canary.key(request), trial.change
         self._began = perf_counter()
-        self.tried = trial.open and trial.failed is None and canary.chosen(self._key, trial.share, trial.change)
+        self.tried = trial.takes(self._key)
         self.fault: str | None = None  # what was wrong with the candidate's answer
 
     def falls_back(self, error: Exception) -> bool:

@@ -44,6 +44,10 @@ class Record(_Part):
     since: datetime
     replicas: dict[str, Part] = {}
 
+    def with_part(self, replica: str, part: Part) -> "Record":
+        """The same with what a replica knows by now."""
+        return self.model_copy(update={"replicas": {**self.replicas, replica: part}})
+
     def total(self) -> Part:
         """All replicas together."""
         parts = list(self.replicas.values())
@@ -74,7 +78,7 @@ def write(registry: Registry, name: Name, replica: str, part: Part) -> Record | 
         record = found if found is not None and found.change == new.change else new
         if record.replicas.get(replica) == part:
             return None
-        return record.model_copy(update={"replicas": {**record.replicas, replica: part}})
+        return record.with_part(replica, part)
 
     found = documents.update(Record, _folder(registry, name), _file(name), put)
     return found if found is not None and found.change == new.change else None
