@@ -27,8 +27,8 @@ def figures(answered: int = 0, errors: int = 0, entropy: float = 4.0, spread: fl
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.99])
 def test_the_share_is_the_share(share):
-    """Of 40,000 requests; a false alarm for one set of hashes in 100,000."""
-    keys = [canary.key(Request(seed=seed)) for seed in range(40_000)]
+    """Of 10,000 requests; a false alarm for one set of hashes in 100,000."""
+    keys = [canary.key(Request(seed=seed)) for seed in range(10_000)]
     part = np.mean([canary.chosen(key, share, "a") for key in keys])
     assert abs(part - share) < 4.5 * math.sqrt(share * (1 - share) / len(keys))
 

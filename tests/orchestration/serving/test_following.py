@@ -246,12 +246,13 @@ def test_another_model_is_not_tried_but_another_network_is(registry, exports):
     attempt(registry, exports("short"))
 
     async def work() -> None:
-        async with serving(registry) as held:
+        async with serving(registry, with_canary(min_requests=6)) as held:
             why = registry.name(MODEL, NAME).history[-1].why
             assert why.endswith("can't be served in the place of version 1: its length is 16, not 32")
             add(registry, exports("wide"))
             registry.promote(MODEL, 3, NAME, share=0.5, by="ada")
             await held.refresh()
+            assert len(chosen(held)) >= 6
             await ask_all(held)
             await held.refresh()
             assert actions(registry)[-1] == "confirm 3"
@@ -467,7 +468,7 @@ def test_a_registry_that_is_away_changes_nothing(s3, exports, monkeypatch, tmp_p
 
     async def work() -> None:
         async with serving(registry) as held:
-            s3.fails(1.0)
+            s3.fails(1, ("error",))
             answers = await ask_all(held)
             assert {version for _, version, _ in answers.values()} == {1, 2}
             assert all(text == expected[version][seed] for seed, (text, version, _) in answers.items())

@@ -20,6 +20,7 @@ def export(folder: Path, kind: str) -> Path:
     """An exported text model, made once: a number for its seed, `nan`, `sharp`, `short` (other length), `wide`."""
     if not (folder / kind).is_dir():
         overrides = {"short": ["data.length=16"], "wide": ["model.network.feature_dim=32"]}.get(kind, [])
+        overrides += ["sampling={sampler: ancestral, steps: 8}"]
         loaded = load_model(write_run(folder / "runs" / kind, *overrides, seed=int(kind) if kind.isdigit() else 9))
         head = loaded.model.get_parameter("network.head.weight")
         with torch.no_grad():
