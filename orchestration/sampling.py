@@ -76,8 +76,13 @@ class ModelFacts(BaseModel):
 
     hash: str = Field(description="of the weights")
     step: int = Field(description="training step")
-    model_version: int | None = Field(None, description="their number in the registry, if they come from there")
-    trial: bool = Field(False, description="whether that version is tried with a share of the requests (a canary)")
+    # Left out where they say nothing: whoever reads answers of runs meets what there was before registries.
+    model_version: int | None = Field(
+        None, exclude_if=lambda found: found is None, description="number in the registry, of what comes from there"
+    )
+    trial: bool = Field(
+        False, exclude_if=lambda found: not found, description="this version is tried with a share of the requests"
+    )
 
 
 @dataclass(frozen=True)
