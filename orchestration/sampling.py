@@ -78,10 +78,14 @@ class ModelFacts(BaseModel):
     step: int = Field(description="training step")
     # Left out where they say nothing: whoever reads answers of runs meets what there was before registries.
     model_version: int | None = Field(
-        None, exclude_if=lambda found: found is None, description="number in the registry, of what comes from there"
+        default=None,
+        exclude_if=lambda found: found is None,
+        description="number in the registry, of what comes from there",
     )
     trial: bool = Field(
-        False, exclude_if=lambda found: not found, description="this version is tried with a share of the requests"
+        default=False,
+        exclude_if=lambda found: not found,
+        description="this version is tried with a share of the requests",
     )
 
 

@@ -10,7 +10,7 @@ from pipelines.storage import Folder
 
 MOUNT = "/storage"  # of the volume, in every pod
 _ELSEWHERE = ("s3://", "http://", "https://")
-_WRITTEN = ("runs", "data.directory", "checkpoint.directory")  # folders that the run writes
+_WRITTEN = ("runs", "data.directory", "checkpoint.directory", "registry")  # folders that are written
 
 
 class Places:
@@ -57,7 +57,7 @@ class Places:
             raise UserError(f"{key}={place} leads out of the current folder: it has no place below --storage")
         found = f"{self.base}/{path}"
         if key not in _WRITTEN:
-            if self.claim is None and not key.endswith("path"):
+            if self.claim is None and not key.endswith(("path", "texts")):
                 raise UserError(f"{key}={place} is read as a file: on pods it needs a volume, --storage pvc:NAME")
             self.needed.append(found)
         return found
@@ -84,6 +84,8 @@ def _places(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
         # A name on the hub has a slash, too, but is there for the source huggingface alone.
         if one["path"] is not None and not (one["source"] == "huggingface" and not Path(one["path"]).exists()):
             yield one, "path", f"{key}.path"
+    if tree["serving"]["canary"]["texts"] is not None:
+        yield tree["serving"]["canary"], "texts", "serving.canary.texts"
     for name in ("keys", "access_log"):
         if tree["serving"][name] is not None:
             yield tree["serving"], name, f"serving.{name}"
