@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from md4.errors import UserError
@@ -34,6 +35,7 @@ from pipelines.storage import Folder
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
 
+_AGAIN_S = 60.0  # before what the name stands for, and can't be served, is loaded again
 SIGNER = "md4 serve"  # who signs verdicts
 _log = logging.getLogger("ray.serve")
 
@@ -64,6 +66,9 @@ class Following(Held):
         self.present = Side(name, placed(loaded, config), config)
         self.trial: Trial | None = None
         self._scoring: asyncio.Task | None = None
+        self._refused: tuple[int, float] | None = (
+            None  # a version that could not be loaded, and until when it isn't again
+        )
         self._one = asyncio.Lock()  # look at a time
         self._background: set[asyncio.Task] = set()
         self._looking = look_out(self, config.look_s(follows=True), at_once=state.candidate is not None)
@@ -168,8 +173,16 @@ class Following(Held):
             await self._swap(trial.side)
         elif trial is not None and (state.candidate is None or state.candidate.version != trial.side.version):
             self._end_trial()
-        if state.version is not None and state.version != self.present.version:
-            await self._swap(await self._load(state.version))
+        if state.version is None or state.version == self.present.version:
+            return
+        if self._refused is not None and self._refused[0] == state.version and monotonic() < self._refused[1]:
+            return
+        try:
+            side = await self._load(state.version)
+        except Exception:
+            self._refused = state.version, monotonic() + _AGAIN_S
+            raise
+        await self._swap(side)
 
     async def _swap(self, side: Side) -> None:
         old, self.present = self.present, side
@@ -297,9 +310,9 @@ def _read_texts(config: ServingConfig) -> list[str]:
     file, most = config.canary.texts, config.canary.max_texts
     if file is None:
         return []
-    folder, _, name = file.rpartition("/")
+    folder, slash, name = file.rpartition("/")
     try:
-        lines = Folder(folder or ".").read(name).decode("utf-8").splitlines()
+        lines = Folder(folder or slash or ".").read(name).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"serving.canary.texts={file!r} can't be read: {error}") from None
     texts = [line for line in lines if line.strip()][:most]
