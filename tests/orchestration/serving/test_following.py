@@ -1,6 +1,7 @@
 """A model that follows a name, with real engines and a real registry: what it serves, tries, confirms and drops."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -19,7 +20,6 @@ from orchestration.serving.following import Following
 from orchestration.serving.models import UnknownModel
 from orchestration.serving.sources import load_version
 from tests.orchestration.registry.conftest import Clock
-from tests.orchestration.serving.conftest import Slow
 from tests.orchestration.serving.versions import MODEL, NAME, export
 from tests.s3 import BUCKET
 
@@ -388,17 +388,26 @@ def test_a_request_that_fails_with_both_is_no_fault_of_the_candidates(registry, 
 def test_who_waits_in_vain_has_met_an_error_and_who_leaves_has_not(registry, exports):
     attempt(registry, exports("2"), share=0.9)
 
+    released = threading.Event()
+
+    class Stuck(torch.nn.Module):
+        def forward(self, z, t, labels=None):
+            released.wait(30)
+            raise RuntimeError("too late")
+
     async def work() -> None:
         async with serving(registry, CONFIG.model_copy(update={"timeout_s": 0.3})) as held:
-            network = held.trial.side.engine.loaded.model
-            network.network = Slow(network.network)
+            held.trial.side.engine.loaded.model.network = Stuck()
             one, other = sorted(chosen(held))[:2]
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(ask(held, one), 0.05)
-            assert held.trial.part.candidate.errors == 0
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(ask(held, other), 0.3)
-            assert held.trial.part.candidate.errors == 1
+            try:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(ask(held, one), 0.01)
+                assert held.trial.part.candidate.errors == 0
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(ask(held, other), 0.3)
+                assert held.trial.part.candidate.errors == 1
+            finally:
+                released.set()
 
     run(work())
 
