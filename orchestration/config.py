@@ -431,6 +431,15 @@ def validate(tree: Any) -> Config:
         raise UserError("\n".join(_describe(problem) for problem in error.errors())) from None
 
 
+def serving_config(tree: Mapping[str, Any]) -> ServingConfig:
+    """Settings of a service whose model has no configuration of a run that says them; UserError as of `validate`."""
+    try:
+        return ServingConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = ({**problem, "loc": ("serving", *problem["loc"])} for problem in error.errors())
+        raise UserError("\n".join(map(_describe, problems))) from None
+
+
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """`config` with the settings of a tree laid over it; UserError as of `validate`."""
     return validate(_lay(config.model_dump(), changes))

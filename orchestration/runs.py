@@ -245,6 +245,7 @@ class Loaded:
     weights_hash: str
     path: Path | Folder  # of its run
     averaged: bool = False  # whether the weights are the moving average
+    model_version: int | None = None  # in the registry, of what comes from there
 
 
 def load_model(

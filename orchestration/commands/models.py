@@ -86,6 +86,19 @@ def show(ref: Ref, results: Results = None, registry: Place = None) -> None:
         now = "nothing" if name.version is None else f"version {name.version}"
         say(f"\n{name.name}: {now}")
         _print(tables.history(name))
+        if name.candidate is not None:
+            from orchestration.serving import trial_record
+
+            trial = name.candidate
+            say(
+                f"\nversion {trial.version} is tried as {name.name} with {trial.share:.0%} of the requests since "
+                f"{trial.since:%Y-%m-%d %H:%M}"
+            )
+            record = trial_record.read(there, name)
+            if record is None:
+                say("nothing is known of it yet: no service has looked (md4 serve, every serving.refresh_s)")
+            else:
+                _print(tables.trial(record))
 
 
 @app.command()
@@ -152,7 +165,10 @@ def promote(
         say(f"{found} is {name} now ({said}); before: {before}")
     else:
         say(f"{found} is tried as {name} with {share:.0%} of the traffic ({said})")
-        say(f"next: md4 models confirm {model} {name}, or md4 models rollback {model} {name}")
+        say(
+            f"next: a service of {model}@{name} confirms it or rolls it back (md4 models show {model} tells); by hand "
+            f"md4 models confirm {model} {name}, or md4 models rollback {model} {name}"
+        )
 
 
 @app.command()

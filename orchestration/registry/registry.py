@@ -138,10 +138,14 @@ class Registry:
         why: str = "",
         by: str | None = None,
         figures: dict[str, Any] | None = None,
+        seen: Name | None = None,
     ) -> Name:
-        """Sign the candidate off; nothing happens if it is already. UserError if this version is not being tried."""
+        """Sign the candidate off; nothing happens if it is already. UserError if this version is not being tried.
+
+        seen: what the decision was made on, as of `promote`.
+        """
         signed = self._signed(by, why, False, figures)
-        return self._change(model, name, signed, lambda found: names.confirm(found, version, signed))
+        return self._change(model, name, signed, lambda found: names.confirm(found, version, signed), seen)
 
     def rollback(
         self,
@@ -152,15 +156,16 @@ class Registry:
         version: int | None = None,
         by: str | None = None,
         figures: dict[str, Any] | None = None,
+        seen: Name | None = None,
     ) -> Name:
         """Drop the candidate or, if there is none, go back to the version before.
 
         version: the one that is to lose the name or its share: if it has neither any more, nothing happens, so that
-        it may be called twice. None: whichever.
+        it may be called twice. None: whichever. seen: what the decision was made on, as of `promote`.
         Raises UserError if there is nothing to go back to.
         """
         signed = self._signed(by, why, False, figures)
-        return self._change(model, name, signed, lambda found: names.rollback(found, version, signed))
+        return self._change(model, name, signed, lambda found: names.rollback(found, version, signed), seen)
 
     def _change(
         self, model: str, name: str, signed: Signature, change: Callable[[Name], Name], seen: Name | None = None

@@ -1,7 +1,8 @@
 """The registry for people: what the verbs of `md4 models` print."""
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,9 @@ from orchestration.registry.registry import Registry
 from orchestration.registry.versions import Version
 from orchestration.results import Difference, Result
 from pipelines.storage import Folder
+
+if TYPE_CHECKING:
+    from orchestration.serving.trial_record import Record
 
 _WHAT = {
     "promote": "signed off",
@@ -77,6 +81,29 @@ def history(name: Name) -> Table:
             "-" if change.after is None else change.after,
             change.by,
             _reason(change),
+        )
+    return table
+
+
+def trial(record: "Record") -> Table:
+    """What a version that is tried has done so far, beside the present one."""
+    total = record.total()
+    table = _table("", "answered", "failed", "seconds an answer", "bits within samples")
+    for version, one in ((record.present, total.present), (record.candidate, total.candidate)):
+        bits = one.mean_entropy()
+        _row(
+            table,
+            f"version {version}",
+            one.answered,
+            one.errors,
+            f"{one.seconds / one.answered:.3f}" if one.answered else "-",
+            "-" if bits is None else f"{bits[0]:.3f} ± {math.sqrt(bits[1]):.3f}",
+        )
+    if (scored := total.quality) is not None:
+        told = f"{scored.difference:+.4f} ± {scored.standard_error:.4f} bits per token on {scored.texts} held-out texts"
+        table.caption, table.caption_justify = (
+            f"version {record.candidate} less version {record.present}: {told}",
+            "left",
         )
     return table
 
