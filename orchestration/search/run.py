@@ -206,7 +206,7 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
 
     from orchestration.search import schedulers
     from orchestration.search.trial import TrialProcess
-    from orchestration.search.watching import Watcher
+    from orchestration.search.watching import Watcher, give_back
 
     notes = study.path / ".tune"
     shutil.rmtree(notes, ignore_errors=True)
@@ -239,6 +239,8 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
         ),
     )
     tuner.fit()
+    for one in study.trials:
+        give_back(one)
     shutil.rmtree(notes, ignore_errors=True)
 
 

@@ -50,19 +50,19 @@ class Watcher(Callback):
             error = trial.get_pickled_error() or trial.get_error()
             text = (str(error).strip().splitlines() or ["its process died"])[-1]
             one.end("failed", text[:500])
-            _give_back(one)
+            give_back(one)
         self._table.ended(number)
 
 
-def _give_back(trial: Trial) -> None:
-    """Free the place of a trial's workers: its process may have died, and nobody else would."""
+def give_back(trial: Trial) -> None:
+    """Free the place of the workers of a trial that is over, if it is still taken: its process may have died, or been
+    ended before it could (Tune waits for seconds alone when all trials are over), and nobody else would."""
     record = trial.record()
-    if record is None:
-        return
-    for event in Events(trial.run_of(record.segments[-1])).read("placed")[-1:]:
-        group = PlacementGroup(PlacementGroupID(bytes.fromhex(event["placement_group"])))
-        if placement_group_table(group).get("state", "REMOVED") != "REMOVED":
-            remove_placement_group(group)
+    for segment in record.segments if record else ():
+        for event in Events(trial.run_of(segment)).read("placed")[-1:]:
+            group = PlacementGroup(PlacementGroupID(bytes.fromhex(event["placement_group"])))
+            if placement_group_table(group).get("state", "REMOVED") != "REMOVED":
+                remove_placement_group(group)
 
 
 def _step(trial: Any, round: int) -> int:
