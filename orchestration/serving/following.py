@@ -29,8 +29,8 @@ from orchestration.serving.held import Held, Side, look_out, placed, stop
 from orchestration.serving.models import Busy, ModelInfo, Score, UnknownModel
 from orchestration.serving.parts import words
 from orchestration.serving.sources import load_version
+from orchestration.serving.stand_in import difference, read_texts
 from orchestration.serving.trial import Trial
-from pipelines.storage import Folder
 
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
@@ -84,7 +84,7 @@ class Following(Held):
             model, ref = split(text)
             state = place.name(model, ref)
             loaded = load_version(place.version(model, ref if state.version is None else state.version))
-            texts = _read_texts(config)
+            texts = read_texts(config)
             if texts:
                 scoring.read_texts(loaded, texts, config.canary.draws, 0, config.canary.label)
             return place, state, loaded, texts
@@ -194,7 +194,7 @@ class Following(Held):
         version = await asyncio.to_thread(self._registry.version, self._model, number)
         loaded = placed(await asyncio.to_thread(load_version, version), self._config)
         present = self.present.engine.loaded
-        if (problem := _difference(present, loaded)) is not None:
+        if (problem := difference(present, loaded)) is not None:
             raise UserError(f"{version} can't be served in the place of version {self.present.version}: {problem}")
         # Of the same network it is known how many rows a call takes.
         same = loaded.config.model == present.config.model and await self.present.ready()
@@ -303,35 +303,3 @@ class Following(Held):
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _read_texts(config: ServingConfig) -> list[str]:
-    """The held-out texts that candidates have to score."""
-    file, most = config.canary.texts, config.canary.max_texts
-    if file is None:
-        return []
-    folder, slash, name = file.rpartition("/")
-    try:
-        lines = Folder(folder or slash or ".").read(name).decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"serving.canary.texts={file!r} can't be read: {error}") from None
-    texts = [line for line in lines if line.strip()][:most]
-    if len(texts) < 2:
-        raise UserError(f"serving.canary.texts={file!r} has {len(texts)} texts, a line each; at least 2 are needed")
-    return texts
-
-
-def _difference(present: "Loaded", other: "Loaded") -> str | None:
-    """In what a client would notice that it is another model; None if in nothing. The network may be another one."""
-    one, two = present.config.model, other.config.model
-    facts: dict[str, tuple[Any, Any]] = {
-        "vocabulary": (present.vocabulary.name, other.vocabulary.name),
-        "length": (one.length, two.length),
-        "shape": (present.config.data.shape, other.config.data.shape),
-        "classes": (one.classes, two.classes),
-        "objective": (one.objective, two.objective),
-    }
-    for what, (old, new) in facts.items():
-        if old != new:
-            return f"its {what} is {new}, not {old}"
-    return None
