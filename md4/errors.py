@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake (contract C8)."""
+"""The two exceptions that end a command with one message (contract C8)."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,11 @@ class UserError(ValueError):
 
     The command line prints it without a stack trace and exits with code 2; HTTP answers 4xx.
     """
+
+    exit_code = 2
+
+
+class Failed(UserError):
+    """What was asked for is right, but did not work out; the same again may. The command line exits with code 1."""
+
+    exit_code = 1

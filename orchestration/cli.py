@@ -1,7 +1,7 @@
 """`md4`: one command with verbs (`orchestration.commands`). Each verb resolves the configuration, then calls the one
 function that does the work.
 
-A user's mistake ends in one message and exit code 2, without a stack trace.
+A user's mistake ends in one message and exit code 2, without a stack trace; what was right and failed, in exit code 1.
 """
 
 import sys
@@ -11,7 +11,9 @@ from pathlib import Path
 import typer
 
 from md4.errors import UserError
-from orchestration.commands import data, evaluation, sampling, serving, tokenizer, training
+from orchestration.commands import cron, data, evaluation, jobs, render, results, sampling, serving, tokenizer, training
+
+_INTERRUPTED = 130  # exit code
 
 app = typer.Typer(
     help="Masked diffusion on discrete data: prepare, train, evaluate, sample, serve.",
@@ -22,8 +24,13 @@ app = typer.Typer(
 )
 for verbs in (training, evaluation, sampling, serving):
     app.add_typer(verbs.app)
+app.add_typer(jobs.sending)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(cron.app, name="cron")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(render.app, name="render")
+app.add_typer(results.app, name="results")
 
 
 def main() -> None:
@@ -31,16 +38,17 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed|ray)\b.*")
     try:
         _check_packages()
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == _INTERRUPTED:  # typer makes a return value of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         print(f"md4: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except typer._click.exceptions.ClickException as error:  # type: ignore[attr-defined]
         error.show()
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("md4: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
 
 
 def _check_packages() -> None:

@@ -88,6 +88,18 @@ def join(address: str) -> None:
         raise UserError(f"no Ray cluster answers at address {address!r}: {error}") from error
 
 
+def address() -> str | None:
+    """Of the running cluster that commands join; None where they start one of their own."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def gpus() -> float:
+    """Of the cluster that this process is in, on any of its machines."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0.0)
+
+
 @contextmanager
 def cluster(num_cpus: int) -> Iterator[bool]:
     """Ray for the length of a command: the one already running in this process, else the cluster that RAY_ADDRESS
@@ -98,9 +110,9 @@ def cluster(num_cpus: int) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    address = os.environ.get("RAY_ADDRESS")
-    join(address) if address else start_local(num_cpus)
+    running = address()
+    join(running) if running else start_local(num_cpus)
     try:
-        yield not address
+        yield running is None
     finally:
         ray.shutdown()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from time import perf_counter
 from typing import Literal
 
@@ -20,11 +20,12 @@ from md4.samplers.grid_costs import Costs, by_count, estimate_costs
 from md4.samplers.grid_search import candidates, search
 from md4.samplers.grids import GRIDS, time_grid
 from md4.samplers.saved import FOLDER, SavedSettings, check_name
+from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded, load_model
 from pipelines.config import prepared_path
 from pipelines.reports import Provenance, Report, write
 from pipelines.shards import ShardSet
-from pipelines.storage import write_atomically
+from pipelines.storage import Folder, Place
 
 POINTS, FREE_POINTS = 128, 512  # times to choose from, where each costs network calls and where none does
 
@@ -157,7 +158,7 @@ class Rows:
         return ratio_and_error(bits_per_token(nats, 1), costs.tokens, torch.arange(len(nats)))
 
 
-def run(path: Path, wanted: Search, report: Callable[[str], None] = print) -> list[tuple[GridReport, Path]]:
+def run(path: Place, wanted: Search, report: Callable[[str], None] = print) -> list[tuple[GridReport, str]]:
     """Search a grid of each number of steps for the model of a run's newest sound checkpoint.
 
     Each is kept with the run by its name and steps (`md4.samplers.saved`), and its report written; returns the reports
@@ -203,7 +204,7 @@ def run(path: Path, wanted: Search, report: Callable[[str], None] = print) -> li
             below_uniform=_gain(rows, checked, kinds["found"], kinds["uniform"]),
             below_cosine=_gain(rows, checked, kinds["found"], kinds["cosine"]),
         )
-        file = write(result, path / "reports")[0]
+        file = deliver(path, "reports", partial(write, result))[0]
         keep(path, _kept(result, file))
         results.append((result, file))
     return results
@@ -219,14 +220,14 @@ def union(grids: Iterable[Sequence[float]]) -> torch.Tensor:
     return torch.tensor(sorted({time for grid in grids for time in grid}, reverse=True), dtype=torch.float64)
 
 
-def keep(run: Path, found: SavedSettings) -> Path:
-    """Put settings into a run's folder, in the place of those with their name and steps; returns the file."""
-    file = run / FOLDER / found.file
-    write_atomically(file, found.content())
+def keep(run: Place, found: SavedSettings) -> str:
+    """Put settings into a run's folder, in the place of those with their name and steps; the file's path below it."""
+    file = f"{FOLDER}/{found.file}"
+    Folder(run).write(file, found.content())
     return file
 
 
-def _kept(report: GridReport, file: Path) -> SavedSettings:
+def _kept(report: GridReport, file: str) -> SavedSettings:
     facts = report.model_dump(
         mode="json",
         include={"created", "model", "data_fingerprint", "split", "rows", "found", "below_uniform", "below_cosine"},
@@ -235,7 +236,7 @@ def _kept(report: GridReport, file: Path) -> SavedSettings:
         name=report.grid,
         steps=report.steps,
         settings=SamplingConfig(grid=report.times),
-        facts={**facts, "report": file.name, "unit": "bits per token"},
+        facts={**facts, "report": file.rpartition("/")[2], "unit": "bits per token"},
     )
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,6 +21,7 @@ from md4.samplers.saved import SavedSettings
 from md4.samplers.settings import BEST, SAMPLERS
 from orchestration import grids
 from orchestration.quality import classes_of, draw_rows, first_label
+from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded, load_model
 from orchestration.sampling import Request
 from orchestration.yardsticks import Yardstick, real_rows, yardstick
@@ -34,6 +36,7 @@ from pipelines.sampler_frontier import (
     draw,
     frontier_of,
 )
+from pipelines.storage import Place
 
 # What is tried of each sampler beside its steps and grids.
 _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -58,12 +61,12 @@ class Wanted:
 
 
 def run(
-    path: Path, wanted: Wanted, say: Callable[[str], None] = print
-) -> tuple[SamplerFrontier, list[tuple[grids.GridReport, Path]], Path]:
+    path: Place, wanted: Wanted, say: Callable[[str], None] = print
+) -> tuple[SamplerFrontier, list[tuple[grids.GridReport, str]], list[str]]:
     """Search grids, sample every setting with the same seeds, measure, and sample the winners again with other seeds.
 
-    Writes the report (JSON, Markdown, PNG) and, with `save`, the winners into the run's folder. Raises `UserError`;
-    what can be refused is refused before the search.
+    Writes the report, whose files (JSON, Markdown, PNG) are given last, and with `save` the winners into the run's
+    folder. Raises `UserError`; what can be refused is refused before the search.
     """
     began = perf_counter()
     _check(wanted)
@@ -123,9 +126,12 @@ def run(
             for gain in [getattr(report, f"below_{kind}")]
         ],
     )
-    files = write(result, path / "reports")
-    draw(result, files[0].with_suffix(".png"))
-    return result, found, files[1]
+    return result, found, deliver(path, "reports", partial(_files, result))
+
+
+def _files(report: SamplerFrontier, folder: Path) -> list[Path]:
+    files = write(report, folder)
+    return [*files, draw(report, files[0].with_suffix(".png"))]
 
 
 def _check(wanted: Wanted) -> None:
@@ -180,7 +186,7 @@ def _point(
 
 
 def _winners(
-    path: Path,
+    path: Place,
     loaded: Loaded,
     wanted: Wanted,
     measure: Yardstick,
@@ -201,7 +207,7 @@ def _winners(
             told = {"calls": again.calls.value, "score": again.score.model_dump(), "measure": measure.score}
             settings = samplers.filled(loaded.model, wording.change(SamplingConfig(), asked))
             found = SavedSettings(name=BEST, steps=calls, settings=settings, facts={**facts, **told, "asked": asked})
-            kept = str(grids.keep(path, found).relative_to(path))
+            kept = grids.keep(path, found)
         yield Winner(calls=calls, settings=asked, score=best.score, again=again.score, kept=kept)
 
 

@@ -15,6 +15,8 @@ from importlib import import_module
 
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 
+from orchestration.jobs import secrets
+
 AFTER_SECONDS = 5.0  # of training: a run that is over by then has no use for a spare
 # What torch imports when the first layer is made, and DeepSpeed when an engine is.
 _LATE = (
@@ -35,6 +37,8 @@ def environment() -> dict[str, str]:
 def load() -> None:
     """Import what a worker imports before its first step."""
     import orchestration.worker  # noqa: F401
+
+    secrets.set_up_worker()  # Ray has place for one function alone; of a job with secrets it would be that
 
     for module in _LATE:
         with suppress(ImportError):

@@ -117,7 +117,7 @@ class _Judged:
         self.judge: JudgeFacts | None = self.texts.judge.facts
 
     def __call__(self, tokens: np.ndarray) -> tuple[Figure, dict[str, Figure]]:
-        found, real = self.texts(tokens)["text"], self.texts.real
+        found, real = self.texts(tokens).parts["text"], self.texts.real
         assert real is not None
         above = math.log(found.perplexity / real.perplexity)
         below = real.entropy - found.entropy

@@ -18,7 +18,7 @@ import fsspec.asyn
 from botocore import exceptions as boto
 from s3fs import S3FileSystem
 
-from md4.errors import UserError
+from md4.errors import Failed, UserError
 from pipelines.storage import Retries
 
 T = TypeVar("T")
@@ -251,9 +251,9 @@ def _told(error: Exception, url: str, bucket: str, attempts: int) -> Exception:
             "AWS_SECRET_ACCESS_KEY, in the environment of every machine that takes part"
         )
     elif isinstance(error, _UNREACHABLE):
-        return UserError(f"{url}: the endpoint cannot be reached ({what}); AWS_ENDPOINT_URL says where it is")
+        return Failed(f"{url}: the endpoint cannot be reached ({what}); AWS_ENDPOINT_URL says where it is")
     if passes(error):
-        return UserError(f"{url}: given up after {attempts} attempts, the last of which failed so: {what}")
+        return Failed(f"{url}: given up after {attempts} attempts, the last of which failed so: {what}")
     if isinstance(error, boto.BotoCoreError | boto.ClientError | ValueError):
         return UserError(f"{url}: {what}")
     return error

@@ -52,8 +52,8 @@ class SavedSettings(BaseModel):
         return (self.model_dump_json(indent=1, exclude_none=True) + "\n").encode()
 
     @classmethod
-    def read(cls, file: Path, content: bytes) -> "SavedSettings":
-        """`content` of a file. UserError if it is none."""
+    def read(cls, file: str | Path, content: bytes) -> "SavedSettings":
+        """`content` of a file, which is named in errors. UserError if it is none."""
         try:
             found = cls.model_validate(json.loads(content))
         except ValidationError as error:
@@ -62,7 +62,7 @@ class SavedSettings(BaseModel):
             raise UserError(f"{file} holds no settings of a model: {where}: {problem['msg']}") from None
         except ValueError as error:
             raise UserError(f"{file} is not JSON ({error})") from None
-        if found.file != file.name:
+        if found.file != str(file).rpartition("/")[2]:
             raise UserError(f"{file} holds what belongs into {found.file}")
         return found
 
@@ -109,11 +109,6 @@ class Saved(BaseModel):
         kept = [f"{each} for steps={', '.join(map(str, found))}" for each, found in self.named.items()]
         how = "`md4 grid --frontier --save`" if name == BEST else "`md4 grid`"
         return f"there is {'; '.join(kept)}" if kept else f"there is none: {how} finds it"
-
-
-def read_folder(folder: Path) -> list[SavedSettings]:
-    """What is in the folder `grids` of a run; nothing if there is none. UserError if a file is damaged."""
-    return [SavedSettings.read(file, file.read_bytes()) for file in sorted((folder / FOLDER).glob("*.json"))]
 
 
 def check_name(name: str) -> str:

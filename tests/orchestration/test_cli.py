@@ -103,3 +103,13 @@ def test_a_key_is_shown_once_and_its_hash_kept(tmp_path, monkeypatch, capsys):
     assert caught.value.code == 2
     assert "has a key of 'bob' already" in capsys.readouterr().err
     assert len(file.read_text().splitlines()) == 2
+
+
+def test_ctrl_c_ends_with_its_own_code(tmp_path):
+    (tmp_path / "config.yaml").write_text(load("pydocs-tiny").to_yaml())
+    program = "from orchestration import status\ndef interrupted(run): raise KeyboardInterrupt\n"
+    program += "status.status = interrupted\nfrom orchestration.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "status", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "md4: interrupted")
