@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import PurePath
 from time import perf_counter
 from typing import Literal
 
@@ -221,9 +220,11 @@ def union(grids: Iterable[Sequence[float]]) -> torch.Tensor:
     return torch.tensor(sorted({time for grid in grids for time in grid}, reverse=True), dtype=torch.float64)
 
 
-def keep(run: Place, found: SavedSettings) -> None:
-    """Put settings into a run's folder, in the place of those with their name and steps."""
-    (Folder(run) / FOLDER).write(found.file, found.content())
+def keep(run: Place, found: SavedSettings) -> str:
+    """Put settings into a run's folder, in the place of those with their name and steps; the file's path below it."""
+    file = f"{FOLDER}/{found.file}"
+    Folder(run).write(file, found.content())
+    return file
 
 
 def _kept(report: GridReport, file: str) -> SavedSettings:
@@ -235,7 +236,7 @@ def _kept(report: GridReport, file: str) -> SavedSettings:
         name=report.grid,
         steps=report.steps,
         settings=SamplingConfig(grid=report.times),
-        facts={**facts, "report": PurePath(file).name, "unit": "bits per token"},
+        facts={**facts, "report": file.rpartition("/")[2], "unit": "bits per token"},
     )
 
 

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -273,7 +273,7 @@ def load_model(
     kind = "ema" if ema and "ema" in checkpoint.kinds else "weights"
     model = build(run.config.model, compute=compute)
     model.load_state_dict(checkpoint.tensors(kind))
-    model.saved = saved.Saved.of(kept_settings(run.place))
+    model.saved = saved.Saved.of(read_saved(run.place))
     return Loaded(
         model=model.eval(),
         vocabulary=run.config.data.tokens,
@@ -285,11 +285,11 @@ def load_model(
     )
 
 
-def kept_settings(place: Place) -> list[saved.SavedSettings]:
-    """The sampling settings that are kept in the folder of a run or an exported model; UserError if one is damaged."""
-    folder = Folder(place) / saved.FOLDER
-    files = [file for file in folder.list() if file.endswith(".json") and "/" not in file]
-    return [saved.SavedSettings.read(PurePath(folder.path(file)), folder.read(file)) for file in files]
+def read_saved(place: Place) -> list[saved.SavedSettings]:
+    """The sampling settings that are kept in the folder `grids` of a run or an exported model; UserError if damaged."""
+    folder = Folder(place)
+    files = [name for name in folder.list(saved.FOLDER) if name.endswith(".json")]
+    return [saved.SavedSettings.read(folder.path(name), folder.read(name)) for name in files]
 
 
 def export(path: Place, folder: str | Path, *, ema: bool = True, report: Callable[[str], None] = print) -> Path:
@@ -307,7 +307,7 @@ def export(path: Place, folder: str | Path, *, ema: bool = True, report: Callabl
         vocabulary=loaded.vocabulary.name,
         symbols=getattr(loaded.vocabulary, "symbols", None),
         tokenizer=loaded.vocabulary.content if isinstance(loaded.vocabulary, Trained) else None,
-        saved=kept_settings(loaded.path),
+        saved=read_saved(path),
         source={
             "run": loaded.config.name,
             "step": loaded.step,

@@ -17,7 +17,7 @@ from md4 import samplers
 from md4.errors import UserError
 from md4.samplers import SamplingConfig, wording
 from md4.samplers.grids import GRIDS
-from md4.samplers.saved import FOLDER, SavedSettings
+from md4.samplers.saved import SavedSettings
 from md4.samplers.settings import BEST, SAMPLERS
 from orchestration import grids
 from orchestration.quality import classes_of, draw_rows, first_label
@@ -65,8 +65,8 @@ def run(
 ) -> tuple[SamplerFrontier, list[tuple[grids.GridReport, str]], list[str]]:
     """Search grids, sample every setting with the same seeds, measure, and sample the winners again with other seeds.
 
-    Writes the report (JSON, Markdown, PNG) and, with `save`, the winners into the run's folder. Raises `UserError`;
-    what can be refused is refused before the search.
+    Writes the report, whose files (JSON, Markdown, PNG) are given last, and with `save` the winners into the run's
+    folder. Raises `UserError`; what can be refused is refused before the search.
     """
     began = perf_counter()
     _check(wanted)
@@ -126,12 +126,12 @@ def run(
             for gain in [getattr(report, f"below_{kind}")]
         ],
     )
-    return result, found, deliver(path, "reports", partial(_write, result))[1:]
+    return result, found, deliver(path, "reports", partial(_files, result))
 
 
-def _write(result: SamplerFrontier, folder: Path) -> list[Path]:
-    files = write(result, folder)
-    return [*files, draw(result, files[0].with_suffix(".png"))]
+def _files(report: SamplerFrontier, folder: Path) -> list[Path]:
+    files = write(report, folder)
+    return [*files, draw(report, files[0].with_suffix(".png"))]
 
 
 def _check(wanted: Wanted) -> None:
@@ -207,8 +207,7 @@ def _winners(
             told = {"calls": again.calls.value, "score": again.score.model_dump(), "measure": measure.score}
             settings = samplers.filled(loaded.model, wording.change(SamplingConfig(), asked))
             found = SavedSettings(name=BEST, steps=calls, settings=settings, facts={**facts, **told, "asked": asked})
-            grids.keep(path, found)
-            kept = f"{FOLDER}/{found.file}"
+            kept = grids.keep(path, found)
         yield Winner(calls=calls, settings=asked, score=best.score, again=again.score, kept=kept)
 
 

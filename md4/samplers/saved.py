@@ -9,7 +9,6 @@ The folder `grids` lies in a run's folder and in an exported one. Its settings s
 import json
 import re
 from collections.abc import Iterable
-from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -52,8 +51,8 @@ class SavedSettings(BaseModel):
         return (self.model_dump_json(indent=1, exclude_none=True) + "\n").encode()
 
     @classmethod
-    def read(cls, file: PurePath, content: bytes) -> "SavedSettings":
-        """`content` of a file. UserError if it is none."""
+    def read(cls, file: str | Path, content: bytes) -> "SavedSettings":
+        """`content` of a file, which is named in errors. UserError if it is none."""
         try:
             found = cls.model_validate(json.loads(content))
         except ValidationError as error:
@@ -62,7 +61,7 @@ class SavedSettings(BaseModel):
             raise UserError(f"{file} holds no settings of a model: {where}: {problem['msg']}") from None
         except ValueError as error:
             raise UserError(f"{file} is not JSON ({error})") from None
-        if found.file != file.name:
+        if found.file != str(file).rpartition("/")[2]:
             raise UserError(f"{file} holds what belongs into {found.file}")
         return found
 

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from md4 import weights
@@ -28,25 +29,28 @@ from orchestration.cards.facts import (
 from orchestration.checkpoints import newest
 from orchestration.curves import draw_loss
 from orchestration.events import Events
+from orchestration.exported import is_exported
 from orchestration.goodput import Goodput
 from orchestration.progress import read as read_progress
-from orchestration.runs import Loaded, Run, kept_settings, load_model
+from orchestration.runs import Loaded, Run, load_model, read_saved
 from pipelines.config import prepared_path
 from pipelines.manifest import Manifest
 from pipelines.named import SETS
+from pipelines.storage import Folder, Place
 
 _SAMPLES, _TEXT = 8, 600  # samples on a card, and characters of each
 
 
-def of(path: Path, *, licences: Licences | None = None, about: str | None = None) -> CardFacts:
+def of(path: Place, *, licences: Licences | None = None, about: str | None = None) -> CardFacts:
     """Facts of a run or of an exported model, whichever `path` is. Raises `UserError` if it is neither."""
-    if (path / weights.CONFIG).is_file() and not (path / "config.yaml").is_file():
-        return of_folder(path, licences=licences, about=about)
+    place = Folder(path)
+    if is_exported(place):
+        return of_folder(Path(place.url), licences=licences, about=about)
     return of_run(path, licences=licences, about=about)
 
 
 def of_run(
-    path: Path,
+    path: Place,
     *,
     ema: bool = True,
     licences: Licences | None = None,
@@ -59,7 +63,7 @@ def of_run(
     """
     loaded, run = load_model(path, ema=ema, report=report), Run(path)
     config, stated = loaded.config, loaded.config.card
-    everything = reading.read([run.reports])
+    everything = reading.read(run.place, "reports")
     own = reading.on(everything, {loaded.weights_hash})
     data = tuple(_data(loaded))
     training = _training(run, loaded)
@@ -75,7 +79,7 @@ def of_run(
         findings=tuple(reading.findings(own)),
         samples=tuple(_samples(run, loaded)),
         pictures=tuple(_pictures(run, loaded)),
-        kept=tuple(_kept(kept_settings(path))),
+        kept=tuple(_kept(read_saved(path))),
         limits=(*_limits(config.model, figures, training), *stated.limits),
         unmeasured=tuple(_unmeasured(own.values(), config.data.has_images, len(everything) - len(own))),
         licences=Licences(weights=chosen.weights or stated.weights_licence, data=chosen.data or stated.data_licence),
@@ -99,7 +103,7 @@ def of_folder(path: Path, *, licences: Licences | None = None, about: str | None
     found = weights.load(path)
     card, source = found.card, found.card.source
     own = reading.on(
-        reading.read([path / "evaluation", path / "reports"]), {card.sha256[:16], source.get("weights_hash")} - {None}
+        reading.read(Folder(path), "evaluation", "reports"), {card.sha256[:16], source.get("weights_hash")} - {None}
     )
     lineage = {name.replace("_", " "): value for name, value in source.items()} | _lineage(path)
     figures = list(reading.figures(own))
@@ -109,7 +113,7 @@ def of_folder(path: Path, *, licences: Licences | None = None, about: str | None
         model=_model(card.model, found.model, card.sampling, card.vocabulary),
         figures=tuple(figures),
         findings=tuple(reading.findings(own)),
-        kept=tuple(_kept(kept_settings(path))),
+        kept=tuple(_kept(read_saved(path))),
         limits=tuple(_limits(card.model, figures, None)),
         unmeasured=tuple(_unmeasured(own.values(), card.model.shape is not None, 0)),
         licences=licences or Licences(),
@@ -241,8 +245,8 @@ def _samples(run: Run, loaded: Loaded) -> Iterable[SampleFact]:
     if loaded.config.data.has_images:
         return
     left = _SAMPLES
-    for file in sorted(run.samples.glob("*.json")):
-        tree = json.loads(file.read_text(encoding="utf-8"))
+    for name in run.place.list("samples"):
+        tree = json.loads(run.place.read(name)) if name.endswith(".json") else None
         if not isinstance(tree, dict) or tree.get("weights_hash") != loaded.weights_hash:
             continue
         settings = {
@@ -259,17 +263,24 @@ def _samples(run: Run, loaded: Loaded) -> Iterable[SampleFact]:
 def _pictures(run: Run, loaded: Loaded) -> Iterable[PictureFact]:
     """The loss curve, drawn anew, and pictures that stand beside samples and reports of this step."""
     if run.metrics("train"):
-        file = draw_loss(run, run.reports / "card-loss.png")
-        yield PictureFact(name="loss", title="Loss over steps", png=file.read_bytes())
-        file.unlink()
+        with TemporaryDirectory() as folder:
+            png = draw_loss(run, Path(folder) / "loss.png").read_bytes()
+        yield PictureFact(name="loss", title="Loss over steps", png=png)
     step = f"step-{loaded.step:08d}"
-    found = [(file, f"Samples ({file.stem})") for file in sorted(run.samples.glob(f"{step}-*.png"))[:2]]
+    found = [(name, f"Samples ({Path(name).stem})") for name in _pngs(run, "samples", f"{step}-")[:2]]
     found += [
-        (file, "Score of samples by the network calls that they cost, and what searched grids gain")
-        for file in sorted(run.reports.glob(f"sampler-frontier-*{step}*.png"))[-1:]
+        (name, "Score of samples by the network calls that they cost, and what searched grids gain")
+        for name in _pngs(run, "reports", "sampler-frontier-")[-1:]
+        if step in name
     ]
-    for place, (file, title) in enumerate(found):
-        yield PictureFact(name=f"picture-{place + 1}", title=title, png=file.read_bytes())
+    for place, (name, title) in enumerate(found):
+        yield PictureFact(name=f"picture-{place + 1}", title=title, png=run.place.read(name))
+
+
+def _pngs(run: Run, folder: str, beginning: str) -> list[str]:
+    return [
+        name for name in run.place.list(folder) if name.startswith(f"{folder}/{beginning}") and name.endswith(".png")
+    ]
 
 
 def _kept(found: Iterable[SavedSettings]) -> Iterable[str]:

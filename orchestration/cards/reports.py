@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from orchestration.cards.facts import FigureFact
+from pipelines.storage import Folder
 
 _QUALITY = (
     ("text", "perplexity", "perplexity_error", "perplexity of samples under the judge", ""),
@@ -16,17 +16,18 @@ _QUALITY = (
 )
 
 
-def read(folders: Collection[Path]) -> dict[str, dict[str, Any]]:
-    """All JSON reports below some folders, by path from the folder's parent; what is no report is passed over."""
+def read(place: Folder, *folders: str) -> dict[str, dict[str, Any]]:
+    """All JSON reports right in some folders below a place, by path from there; what is no report is passed over."""
     found = {}
-    for folder in folders:
-        for file in sorted(folder.glob("*.json")):
-            try:
-                tree = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:
-                continue
-            if isinstance(tree, dict) and isinstance(tree.get("kind"), str) and isinstance(tree.get("model"), dict):
-                found[f"{folder.name}/{file.name}"] = tree
+    for name in [name for folder in folders for name in place.list(folder)]:
+        if name.count("/") != 1 or not name.endswith(".json"):
+            continue
+        try:
+            tree = json.loads(place.read(name))
+        except ValueError:
+            continue
+        if isinstance(tree, dict) and isinstance(tree.get("kind"), str) and isinstance(tree.get("model"), dict):
+            found[name] = tree
     return found
 
 

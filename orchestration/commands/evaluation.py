@@ -230,14 +230,14 @@ def search_grid(
         64 if batch_size is None else batch_size, save,
     )  # fmt: skip
     found, _, written = sampler_frontier.run(run, trial, say)
-    say(f"{found.headline()}\nwritten: {', '.join(written)}")
+    say(f"{found.headline()}\nwritten: {', '.join(written[1:])}")
     if save and found.winners:
         say(f"next: md4 sample {run} sampler=best steps={found.winners[0].calls}")
 
 
 @app.command()
 def card(
-    model: Annotated[Path, typer.Argument(help="folder of a run, or of an exported model")],
+    model: Annotated[str, typer.Argument(help="folder of a run (a path or s3://...), or of an exported model")],
     out: Annotated[
         Path | None, typer.Option(help="folder that gets card.md, card.html and card/*.png; else Markdown is printed")
     ] = None,

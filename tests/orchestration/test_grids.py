@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_grids_are_found_kept_and_used_by_name(trained, tmp_path, monkeypatch, c
 def test_a_grid_has_a_name_of_its_own(trained):
     wanted = Search(steps=(2,), rows=4, points=8, name="searched-rough")
     ((report, file),) = run(trained, wanted, lambda _: None)
-    assert file.name == "grid-rough-2-step-00000007-seed-0.json"
+    assert Path(file).name == "grid-rough-2-step-00000007-seed-0.json"
     kept = load_model(trained).model.saved
     assert kept is not None
     assert kept.named["searched-rough"][2].grid == report.times
