@@ -2,7 +2,7 @@
 
     python -m orchestration.demo_loop
 
-Every step is a command, shown before it runs, on a Ray cluster of this machine that the demo starts and ends. Everything
+Every step is a command, shown before it runs, on a Ray cluster of this machine that the demo starts and ends. All of it
 lies in `loop/`: studies, runs, results, registry. At the end: a summary on the screen and in `loop/summary.json`.
 """
 
@@ -239,7 +239,7 @@ def cluster(folder: Path, cpus: int) -> Iterator[dict[str, str]]:
 def describe(found: dict[str, Any]) -> list[str]:
     """The summary as lines for a reader."""
     return [
-        f"searched             {found['trials']} trials, the best of them {found['searched_bits']:.3f} bits per character",
+        f"searched             {found['trials']} trials, the best {found['searched_bits']:.3f} bits per character",
         f"evaluated by cron    job {found['job']}",
         f"promoted by rule     version 2, after answers by version {found['canary']}",
         "refused              version 3, which is worse",
