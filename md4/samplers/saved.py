@@ -9,6 +9,7 @@ The folder `grids` lies in a run's folder and in an exported one. Its settings s
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
