@@ -175,7 +175,7 @@ def test_a_life_on_the_command_line(md4, exports, ruled):
     assert "2.5000 ± 0.0100  2.0000 ± 0.0100  +0.5000 ± 0.0141  35.4 s.e. worse" in said
     assert said.endswith("md4: small version 3 is not promoted to production: 1 of 2 requirements are not met\n")
     said = md4("models", "promote", "small", "2", "production", "--share", "0.1")
-    assert said.endswith("next: md4 models confirm small production, or md4 models rollback small production\n")
+    assert said.endswith("by hand md4 models confirm small production, or md4 models rollback small production\n")
     listed = md4("models", "list")
     assert "production (10% of the traffic)" in listed
     assert listed.count("\n") == 5
