@@ -122,16 +122,10 @@ class Run:
     def resume(cls, config: Config, report: Callable[[str], None]) -> "Run":
         """The existing run of `config`, to be continued; its stored configuration must agree where it matters."""
         run = cls(config.place)
-        stored, given = (
-            dict(_leaves(_with_vocabulary(c.model_dump(mode="json"), c.data.vocabulary_name)))
-            for c in (run.config, config)
-        )
-        changed = [key for key in dict.fromkeys([*given, *stored]) if given.get(key) != stored.get(key)]
-        fixed = [key for key in changed if not key.startswith(_FREE) and not _FREE_IN_MIXTURE.fullmatch(key)]
-        if fixed:
-            lines = [f"{key}: the run has {stored.get(key)!r}, given is {given.get(key)!r}" for key in fixed]
+        if fixed := differences(run.config, config):
+            lines = [f"{key}: the run has {before!r}, given is {now!r}" for key, before, now in fixed]
             raise UserError(f"run {run.place} can't be resumed with another configuration:\n" + "\n".join(lines))
-        if changed:
+        if changed := [key for key, *_ in _all_differences(run.config, config)]:
             report(f"resuming with changed {', '.join(changed)}")
             run.place.write(CONFIG, config.to_yaml().encode())
         if not run.place.exists(TOKENIZER):  # whoever made the run may have been killed just then
@@ -182,6 +176,21 @@ def _kept_vocabulary(place: Folder) -> Path | None:
     if not file.exists():
         write_atomically(file, place.read(TOKENIZER))
     return file
+
+
+def differences(stored: Config, given: Config) -> list[tuple[str, Any, Any]]:
+    """Settings by dotted key, with both values, that differ and change data, model or updates."""
+    everything = _all_differences(stored, given)
+    return [one for one in everything if not one[0].startswith(_FREE) and not _FREE_IN_MIXTURE.fullmatch(one[0])]
+
+
+def _all_differences(stored: Config, given: Config) -> list[tuple[str, Any, Any]]:
+    before, now = (
+        dict(_leaves(_with_vocabulary(one.model_dump(mode="json"), one.data.vocabulary_name)))
+        for one in (stored, given)
+    )
+    everything = dict.fromkeys([*now, *before])
+    return [(key, before.get(key), now.get(key)) for key in everything if now.get(key) != before.get(key)]
 
 
 def _with_vocabulary(tree: dict[str, Any], name: str) -> dict[str, Any]:
@@ -236,6 +245,7 @@ class Loaded:
     weights_hash: str
     path: Path | Folder  # of its run
     averaged: bool = False  # whether the weights are the moving average
+    model_version: int | None = None  # in the registry, of what comes from there
 
 
 def load_model(
