@@ -117,6 +117,7 @@ def run(
             [tried, common, wanted.count, wanted.search.rows, wanted.search.draws, measure.score, loaded.weights_hash]
         ),
         data=data,
+        real_rows=len(real) if len(real) < wanted.count else None,
         points=points,
         winners=winners,
         gains=[

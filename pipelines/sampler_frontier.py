@@ -82,7 +82,11 @@ class SamplerFrontier(Report):
     common: dict[str, Any] = Field(description="settings of all samplers")
     judge: JudgeFacts | None = None
     digest: str = Field(description="short hash of all that was asked for: names the files")
-    data: dict[str, Figure] = Field(description="the figures of as many real rows; of the score, where it would end")
+    data: dict[str, Figure] = Field(description="the figures of real rows; of the score, where it would end")
+    real_rows: int | None = Field(
+        default=None,
+        description="how many, if the split has fewer than there are samples; their score is too high then",
+    )
     points: list[SamplerPoint] = Field(min_length=1)
     winners: list[Winner]
     gains: list[GridGain] = Field(description="of the searched grids, in the bound of ancestral sampling as run")
@@ -93,8 +97,13 @@ class SamplerFrontier(Report):
 
     def headline(self) -> str:
         best = "; ".join(f"{each.calls} calls: {_words(each.settings)} ({each.again})" for each in self.winners)
-        real = f", of real rows {self.data['score']}" if "score" in self.data else ""
+        real = f", of {self.real} {self.data['score']}" if "score" in self.data else ""
         return f"Best of {len(self.points)} settings by {self.score} ({self.samples:,} samples each{real}): {best}."
+
+    @property
+    def real(self) -> str:
+        """What samples are compared with, in words."""
+        return "as many real rows" if self.real_rows is None else f"{self.real_rows:,} real rows"
 
     def table(self) -> str:
         """All points in Markdown, by calls; those on the frontier in bold."""
@@ -108,7 +117,7 @@ class SamplerFrontier(Report):
             cells += [f"{mark}{point.score}{mark}", *(str(point.figures[name]) for name in names)]
             lines.append(_line([*cells, "-" if point.bound is None else str(point.bound)]))
         real = [str(self.data[name]) if name in self.data else "-" for name in ("score", *names)]
-        return "\n".join([*lines, _line(["real rows", "-", "-", *real, "-"])])
+        return "\n".join([*lines, _line([self.real, "-", "-", *real, "-"])])
 
     def markdown(self) -> str:
         gained = [_line(["steps", "searched grid's bound is below that of", "bits per token"]), _line(["---"] * 3)]
@@ -194,7 +203,7 @@ def draw_panels(report: SamplerFrontier, scores: "Axes", gains: "Axes") -> None:
         color="0.2", label="on the frontier",
     )  # fmt: skip
     if "score" in report.data:
-        scores.axhline(report.data["score"].value, color="0.4", ls="--", lw=1, label="as many real rows")
+        scores.axhline(report.data["score"].value, color="0.4", ls="--", lw=1, label=report.real)
     scores.set_ylabel(report.score)
     if all(point.score.value > 0 for point in report.points):
         scores.set_yscale("log")
