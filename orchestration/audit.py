@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 from md4.errors import UserError
 from orchestration import checkpoints, forks
@@ -12,9 +11,10 @@ from pipelines import ledger
 from pipelines.config import prepared_path
 from pipelines.ledger import DIGITS
 from pipelines.manifest import Manifest
+from pipelines.storage import Place
 
 
-def audit(path: Path) -> str:
+def audit(path: Place) -> str:
     """Recompute a run's ledger from its configuration and its prepared sets; says that it agrees, and for how long.
 
     UserError names the first step that differs, or what is missing. Reads manifests alone, no rows.
@@ -30,14 +30,14 @@ def audit(path: Path) -> str:
         # Steps after the last line of metrics, up to a checkpoint, have no digest of their own.
         # Nor have those before the run, if it began from another one's checkpoint.
         if step < len(found) and found[step] and ledger.digest(value) != found[step]:
-            raise UserError(f"run {run.path}: the rows of {_named(step)} are not those of its configuration and data")
+            raise UserError(f"run {run.place}: the rows of {_named(step)} are not those of its configuration and data")
         head = ledger.chained(head, value)
         if heads.get(step + 1, head) != head:
-            raise UserError(f"run {run.path}: its ledger after step {step + 1} is not that of the steps before")
-    return f"run {run.path}: the ledger agrees with configuration and data in all of its {max(heads):,} steps ({head})"
+            raise UserError(f"run {run.place}: its ledger after step {step + 1} is not that of the steps before")
+    return f"run {run.place}: the ledger agrees with configuration and data in all of its {max(heads):,} steps ({head})"
 
 
-def compare(path: Path, other: Path) -> str:
+def compare(path: Place, other: Place) -> str:
     """Compare the ledgers of two runs as far as both go; UserError names the first step that differs."""
     one, two = Run(path), Run(other)
     pairs = [
@@ -47,8 +47,8 @@ def compare(path: Path, other: Path) -> str:
     ]
     for step, mine, theirs in pairs:
         if mine != theirs:
-            raise UserError(f"runs {one.path} and {two.path} first differ in the rows of {_named(step)}")
-    return f"runs {one.path} and {two.path} consumed the same rows in the {len(pairs):,} steps that both have"
+            raise UserError(f"runs {one.place} and {two.place} first differ in the rows of {_named(step)}")
+    return f"runs {one.place} and {two.place} consumed the same rows in the {len(pairs):,} steps that both have"
 
 
 def digests(run: Run) -> list[str]:
@@ -59,11 +59,11 @@ def digests(run: Run) -> list[str]:
         found += _cut(row.get("ledger_steps", ""))
         if len(found) != row["step"]:
             raise UserError(
-                f"run {run.path}: its metrics have the ledger of {len(found)} steps at step {row['step']}; "
+                f"run {run.place}: its metrics have the ledger of {len(found)} steps at step {row['step']}; "
                 "lines are missing, or an earlier version wrote them"
             )
     if not any(found):
-        raise UserError(f"run {run.path} has no steps in its metrics yet")
+        raise UserError(f"run {run.place} has no steps in its metrics yet")
     return found
 
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from md4.errors import UserError
-from orchestration import checkpoints, tensor_files
+from orchestration import checkpoints, holds, tensor_files
 from orchestration.checkpoints import FORMAT, LATEST, MANIFEST, Checkpoint, committed_in, file_name
 from orchestration.content_sums import content_sum
 from pipelines.storage import Folder, Place
@@ -67,10 +67,13 @@ class News:
 
 
 class Writer:
-    """Writes the checkpoints of a run, one at a time. Methods marked *collective* are called by all workers in step."""
+    """Writes the checkpoints of a run, one at a time. Methods marked *collective* are called by all workers in step.
 
-    def __init__(self, directory: Place, retention: Retention):
-        self._directory, self._retention = Folder(directory), retention
+    before_commit: of the leader, what has to be done for a checkpoint to count; called in a thread.
+    """
+
+    def __init__(self, directory: Place, retention: Retention, before_commit: Callable[[], None] = lambda: None):
+        self._directory, self._retention, self._before_commit = Folder(directory), retention, before_commit
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._pool = ThreadPoolExecutor(2, "checkpoint")
         self._files: Future[str | None] | None = None  # of this worker; its result is why they were not written
@@ -78,10 +81,11 @@ class Writer:
         self._given_up = threading.Event()
         self._news: SimpleQueue[News] = SimpleQueue()
 
-    def save(self, state: "EngineState", step: int, facts: Mapping[str, Any]) -> None:
+    def save(self, state: "EngineState", step: int, facts: Mapping[str, Any], *, hold: bool = False) -> None:
         """Copy the state of `step` and begin to write it; waits for the checkpoint before. *Collective.*
 
-        facts: what else a reader needs (configuration, data fingerprint, seed, ...), as JSON values.
+        facts: what else a reader needs (configuration, data fingerprint, seed, ...), as JSON values. hold: it stays
+        until somebody releases it (`orchestration.holds`).
         """
         began = time.perf_counter()
         self.finish()
@@ -113,7 +117,7 @@ class Writer:
                     for name, shape in state.shapes.items()
                 },
             }
-            self._commit = self._pool.submit(self._commit_when_written, attempt, manifest, began, blocked)
+            self._commit = self._pool.submit(self._commit_when_written, attempt, manifest, began, blocked, hold)
 
     def finish(self) -> None:
         """Wait until nothing is being written any more. *Collective.*"""
@@ -149,7 +153,9 @@ class Writer:
             return reason
         return None
 
-    def _commit_when_written(self, attempt: Folder, manifest: dict[str, Any], began: float, blocked: float) -> None:
+    def _commit_when_written(
+        self, attempt: Folder, manifest: dict[str, Any], began: float, blocked: float, hold: bool
+    ) -> None:
         step, error = manifest["step"], None
         try:
             notes = self._notes(attempt)
@@ -157,10 +163,14 @@ class Writer:
             for name, facts in manifest["tensors"].items():
                 sums = notes[facts["writer"]]["sums"]
                 facts["sums"] = {kind: sums[kind][name] for kind in manifest["kinds"]}
+            self._before_commit()
+            if hold:  # before it can be seen, and hence before it could be retired
+                holds.put(self._directory, attempt.name)
             attempt.create(MANIFEST, json.dumps(manifest, indent=1).encode())
         except _STORAGE_ERRORS as failure:
             error = str(failure)
             _try(attempt.remove_all)
+            _try(lambda: holds.release(self._directory, attempt.name))
         self._news.put(News(step, attempt, time.perf_counter() - began, blocked, error))
         if error is None:
             _try(lambda: self._directory.update(LATEST, lambda old: _newer(old, step, attempt.name)))
@@ -220,7 +230,7 @@ def retire(directory: Place, retention: Retention) -> None:
             readable.append(checkpoints.read(folder))
         except UserError:
             continue  # somebody may want to look at it
-    kept = retention.keeps(readable)
+    kept = retention.keeps(readable) | set(holds.names(directory))
     for one in readable:
         if one.path.name not in kept:
             one.path.remove(MANIFEST)

@@ -153,9 +153,11 @@ def read(folder: Place) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def sound(directory: Place, report: Callable[[str], None]) -> Iterator[Checkpoint]:
-    """Verified checkpoints, newest first. A damaged one is reported by name and passed over."""
+def sound(directory: Place, report: Callable[[str], None], step: int | None = None) -> Iterator[Checkpoint]:
+    """Verified checkpoints, newest first, perhaps of one step. A damaged one is reported by name and passed over."""
     for folder in committed_in(directory):
+        if step is not None and not folder.name.startswith(f"step-{step:08d}-"):
+            continue
         try:
             checkpoint = read(folder)
             checkpoint.verify()
@@ -165,9 +167,9 @@ def sound(directory: Place, report: Callable[[str], None]) -> Iterator[Checkpoin
         yield checkpoint
 
 
-def newest(directory: Place, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest sound checkpoint, or None when there is none."""
-    return next(sound(directory, report), None)
+def newest(directory: Place, report: Callable[[str], None], step: int | None = None) -> Checkpoint | None:
+    """The newest sound checkpoint, perhaps of a step, or None when there is none."""
+    return next(sound(directory, report, step), None)
 
 
 def newest_together(directory: Place, report: Callable[[str], None]) -> Checkpoint | None:

@@ -11,7 +11,19 @@ from pathlib import Path
 import typer
 
 from md4.errors import UserError
-from orchestration.commands import cron, data, evaluation, jobs, render, sampling, search, serving, tokenizer, training
+from orchestration.commands import (
+    cron,
+    data,
+    evaluation,
+    jobs,
+    render,
+    results,
+    sampling,
+    search,
+    serving,
+    tokenizer,
+    training,
+)
 
 _INTERRUPTED = 130  # exit code
 
@@ -30,6 +42,7 @@ app.add_typer(cron.app, name="cron")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(render.app, name="render")
+app.add_typer(results.app, name="results")
 
 
 def main() -> None:

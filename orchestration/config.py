@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import md4
 from md4.errors import UserError
@@ -22,7 +22,7 @@ from md4.samplers.settings import OWN_SETTINGS
 from orchestration.optimizer import OptimizerConfig
 from orchestration.serving.config import ServingConfig
 from pipelines.config import PIXELS, DataConfig
-from pipelines.storage import Folder
+from pipelines.storage import Folder, local
 from pipelines.vocabularies import vocabulary
 
 PRESETS = Path(md4.__file__).parent / "presets"
@@ -118,6 +118,32 @@ class EvaluationConfig(_Part):
     rows: int = Field(256, ge=1, description="validation rows used during training (the same ones each time)")
     draws: int = Field(4, ge=1, description="Monte Carlo draws a row, stratified")
     estimator: Literal["mask_count", "continuous"] = Field("mask_count", description="of the negative ELBO")
+    suite: str | None = Field(
+        None,
+        description="run on checkpoints beside the training, which doesn't wait for it: a .yaml file, or the name of a "
+        "suite of the package",
+    )
+    suite_every: int = Field(
+        0, ge=0, description="the first checkpoint after every so many steps, and the last; 0 = only the last"
+    )
+    suite_cpus: float = Field(1, gt=0, description="of the task that runs it, beside those of the workers")
+    suite_gpus: float = Field(0, ge=0, description="likewise; 0 = it works on CPUs")
+    suite_pending: Literal["newest", "all"] = Field(
+        "newest", description="which of the checkpoints are measured that came while an older one was"
+    )
+    suite_seconds: float = Field(
+        3600, gt=0, description="that one may take, and that the end of the run waits for those that are pending"
+    )
+    suite_results: str | None = Field(
+        None, description="table that its figures go to: a folder or s3://...; null = MD4_RESULTS, else results/"
+    )
+
+    @model_validator(mode="after")
+    def _suite_is_named(self) -> "EvaluationConfig":
+        for name, field in type(self).model_fields.items():
+            if self.suite is None and name.startswith("suite_") and getattr(self, name) != field.default:
+                raise ValueError(f"{name}={getattr(self, name)} is about a suite: name one by evaluation.suite=FILE")
+        return self
 
 
 class CheckpointConfig(_Part):
@@ -152,7 +178,7 @@ class Config(_Part):
     """The whole tree of a run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's name, and folder below `runs`")
-    runs: str = Field("runs", description="folder of the run folders")
+    runs: str = Field("runs", description="folder of the run folders, or s3://bucket/prefix")
     seed: int = Field(42, ge=0, lt=2**63)
     data: DataConfig
     model: ModelConfig
@@ -163,6 +189,15 @@ class Config(_Part):
     tracking: TrackingConfig = TrackingConfig.model_validate({})
     sampling: SamplingConfig = SamplingConfig.model_validate({})
     serving: ServingConfig = ServingConfig.model_validate({})
+
+    @field_validator("runs")
+    @classmethod
+    def _runs_are_a_place(cls, runs: str) -> str:
+        try:
+            Folder(runs)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return runs
 
     @model_validator(mode="before")
     @classmethod
@@ -225,15 +260,20 @@ class Config(_Part):
         return self
 
     @property
-    def directory(self) -> Path:
+    def place(self) -> Folder:
         """The run's folder."""
-        return Path(self.runs) / self.name
+        return Folder(self.runs) / self.name
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder, if it is one of this machine; UserError for one in S3."""
+        return local(self.place)
 
     @property
     def checkpoints(self) -> Folder:
         """Where the run's checkpoints are."""
         if self.checkpoint.directory is None:
-            return Folder(self.directory / "checkpoints")
+            return self.place / "checkpoints"
         return Folder(self.checkpoint.directory) / self.name
 
     def to_yaml(self) -> str:

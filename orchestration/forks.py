@@ -13,7 +13,7 @@ from md4.errors import UserError
 from orchestration import checkpoints
 from orchestration.checkpoints import Checkpoint
 from orchestration.config import Config, validate
-from orchestration.runs import Run, differences
+from orchestration.runs import CONFIG, Run, differences
 from pipelines.storage import Folder
 
 CHANGEABLE = ("optimizer.", "model.network.dropout", "model.label_dropout", "model.schedule", "model.times.")
@@ -30,9 +30,9 @@ def pinned(config: Config, resume: bool, report: Callable[[str], None]) -> Confi
     """
     given = config.train.start_from
     if resume:
-        began = Run(config.directory).config.train.start_from
+        began = Run(config.place).config.train.start_from
         if given is not None and not (began or "").startswith(str(Folder(given).absolute().url)):
-            raise UserError(f"train.start_from={given}: run {config.directory} began from {began or 'nothing'}")
+            raise UserError(f"train.start_from={given}: run {config.place} began from {began or 'nothing'}")
         return _with_origin(config, began)
     if given is None:
         return config
@@ -61,9 +61,9 @@ def _find(place: Folder, report: Callable[[str], None]) -> Checkpoint:
         checkpoint = checkpoints.read(place)
         checkpoint.verify()
         return checkpoint
-    if place.remote or not place.exists("config.yaml"):
+    if not place.exists(CONFIG):
         raise UserError(f"train.start_from={place}: neither a run's folder nor a checkpoint's lies there")
-    newest = checkpoints.newest(Run(place.url).checkpoints, report)
+    newest = checkpoints.newest(Run(place).checkpoints, report)
     if newest is None:
         raise UserError(f"train.start_from={place}: the run has no sound checkpoint yet")
     return newest

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from time import perf_counter
 from typing import Literal
 
@@ -17,10 +17,12 @@ from md4.likelihood import mean_and_error, ratio_and_error
 from md4.objectives import bits_per_token
 from md4.samplers.grid_search import Costs, candidates, estimate_costs, search
 from md4.samplers.grids import GRIDS, time_grid
+from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded, load_model
 from pipelines.config import prepared_path
 from pipelines.reports import Provenance, Report, write
 from pipelines.shards import ShardSet
+from pipelines.storage import Place
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class GridReport(Report):
         return f"# {self.steps} steps\n\n{self.headline()}\n\n```\n{self.table()}\n```\n\n```json\n{rest}\n```\n"
 
 
-def run(path: Path, wanted: Search, report: Callable[[str], None] = print) -> tuple[GridReport, Path]:
+def run(path: Place, wanted: Search, report: Callable[[str], None] = print) -> tuple[GridReport, str]:
     """Search a grid for the model of a run's newest sound checkpoint; writes the report, returns it and its file.
 
     Every second row finds the grid, the others measure again what it is worth: of the rows of a search the best grid
@@ -133,7 +135,7 @@ def run(path: Path, wanted: Search, report: Callable[[str], None] = print) -> tu
         cosine=bounds["cosine"],
         found=bounds["found"],
     )
-    return result, write(result, path / "reports")[0]
+    return result, deliver(path, "reports", partial(write, result))[0]
 
 
 def _bound(costs: Costs, checked: Costs, grid: tuple[float, ...], uniform: tuple[float, ...], length: int) -> Bound:

@@ -17,24 +17,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage import Folder, Place
+
 _EVERY = 1.0  # seconds
 _FILE, _STEP = "progress.json", ".step"
 _NUMBER = struct.Struct("<q")
 
 
-def read(folder: str | Path) -> dict[str, Any] | None:
-    """The progress last noted of the run in `folder`; None when there is none.
+def read(place: Place) -> dict[str, Any] | None:
+    """The progress last noted of the run in a folder; None when there is none.
 
     `step`, `phase`, `moved` (when the last step was finished), `time` (of the note), `workers`, `pid`, `host`, `spent`
     (seconds by cause, see `orchestration.clock`).
     """
-    folder = Path(folder)
+    folder = Folder(place)
     try:
-        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        found = json.loads(folder.read(_FILE))
     except (OSError, ValueError):
         return None
-    with suppress(OSError, struct.error):
-        found["step"] = max(found["step"], _NUMBER.unpack((folder / _STEP).read_bytes())[0])
+    if not folder.remote:  # there the file is some seconds old, and the number not at hand
+        with suppress(OSError, struct.error):
+            found["step"] = max(found["step"], _NUMBER.unpack(folder.read(_STEP))[0])
     return found
 
 

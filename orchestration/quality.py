@@ -5,9 +5,10 @@ All settings begin with the same seed, so that what differs between two reports 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,6 +22,8 @@ from md4 import samplers
 from md4.errors import UserError
 from md4.samplers import SamplingConfig, wording
 from orchestration.measures import Images, Measure, Texts, progress
+from orchestration.results import Contributions
+from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded, load_model
 from orchestration.sampling import Request
 from orchestration.sampling import prepare as canvas_of
@@ -30,6 +33,7 @@ from pipelines.prepare import prepared_path
 from pipelines.quality_reports import QualityReport
 from pipelines.reports import Provenance, write
 from pipelines.shards import ShardSet
+from pipelines.storage import Place
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def numbers(text: str | None, kind: type, option: str) -> tuple:
     return tuple(found)
 
 
-def run(path: Path, wanted: Wanted, say: Callable[[str], None] = print) -> Findings:
+def run(path: Place, wanted: Wanted, say: Callable[[str], None] = print) -> Findings:
     """Sample at every combination of temperature and steps and measure; reports are written as soon as they are ready.
 
     With a judge and more than one combination the frontier follows, as JSON, Markdown and PNG. Everything that can be
@@ -82,28 +86,62 @@ def run(path: Path, wanted: Wanted, say: Callable[[str], None] = print) -> Findi
     """
     began = perf_counter()
     loaded = load_model(path, ema=wanted.ema, report=say)
-    plan = _grid(loaded.config.sampling, wanted)
-    _check(loaded, wanted)
-    request = Request(count=wanted.count, length=wanted.length, seed=wanted.seed, label=_first_label(loaded))
-    canvas_of(loaded, request)  # refuses a length, count or seed that can't be sampled
-    real = _read(_open_data(loaded, wanted, say), wanted)
-    measures = _measure(loaded, wanted, real, say)
-    if torch.cuda.is_available():
-        loaded.model.to("cuda")
-    reports = []
-    for place, settings in enumerate(plan):
-        say(f"setting {place + 1} of {len(plan)}: {wanted.count} samples{_named(settings, wanted)}")
-        report = _measured(loaded, wanted, replace(request, settings=settings), real, measures)
-        say(f"written: {write(report, path / 'reports')[1]}")
-        reports.append(report)
+    reports = [found.report for found in measure(path, Plan.of(loaded, wanted, say), say)]
     whole = None
     if wanted.judge is not None and len(reports) > 1:
         digest = _digest([report.digest for report in reports])
         whole = frontier(reports, digest, perf_counter() - began)
-        files = write(whole, path / "reports")
-        picture = draw(whole, files[0].with_suffix(".png"))
-        say(f"written: {files[1]}, {picture}")
+        _, text, picture = deliver(path, "reports", partial(_write_frontier, whole))
+        say(f"written: {text}, {picture}")
     return Findings(reports=reports, frontier=whole)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be sampled of a model and compared with what: all that can be refused before the first sample was."""
+
+    loaded: Loaded
+    wanted: Wanted
+    request: Request
+    settings: list[SamplingConfig]
+    real: "_References"
+
+    @classmethod
+    def of(cls, loaded: Loaded, wanted: Wanted, say: Callable[[str], None] = print) -> "Plan":
+        """UserError for measures that don't fit the model or each other, and for what can't be sampled."""
+        settings = _grid(loaded.config.sampling, wanted)
+        _check(loaded, wanted)
+        request = Request(count=wanted.count, length=wanted.length, seed=wanted.seed, label=_first_label(loaded))
+        canvas_of(loaded, request)  # refuses a length, count or seed that can't be sampled
+        return cls(loaded, wanted, request, settings, _read(_open_data(loaded, wanted, say), wanted))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A report, its file, and what single samples contributed to its figures."""
+
+    report: QualityReport
+    file: str  # path or url
+    samples: dict[str, Contributions]
+
+
+def measure(path: Place, plan: Plan, say: Callable[[str], None] = print) -> Iterator[Sampled]:
+    """Sample and measure at each setting in turn; each report is written below `path` as soon as it is ready."""
+    loaded, wanted = plan.loaded, plan.wanted
+    measures = _measure(loaded, wanted, plan.real, say)
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")
+    for place, settings in enumerate(plan.settings):
+        say(f"setting {place + 1} of {len(plan.settings)}: {wanted.count} samples{_named(settings, wanted)}")
+        report, samples = _measured(loaded, wanted, replace(plan.request, settings=settings), plan.real, measures)
+        files = deliver(path, "reports", partial(write, report))
+        say(f"written: {files[1]}")
+        yield Sampled(report, files[0], samples)
+
+
+def _write_frontier(whole: FrontierReport, folder: Path) -> list[Path]:
+    files = write(whole, folder)
+    return [*files, draw(whole, files[0].with_suffix(".png"))]
 
 
 def _grid(base: SamplingConfig, wanted: Wanted) -> list[SamplingConfig]:
@@ -212,11 +250,14 @@ class _Drawn:
     seconds: float
 
 
-def _measured(loaded: Loaded, wanted: Wanted, request: Request, real: _References, measures: Measure) -> QualityReport:
+def _measured(
+    loaded: Loaded, wanted: Wanted, request: Request, real: _References, measures: Measure
+) -> tuple[QualityReport, dict[str, Contributions]]:
     began = perf_counter()
     labels, origin = _labels(loaded, wanted.count, real.labels)
     drawn = _sample(loaded, request, labels, wanted.batch_size)
-    found = measures(drawn.tokens)
+    measured = measures(drawn.tokens)
+    found = measured.parts
     settings = drawn.settings.model_dump(mode="json", exclude_none=True)
     provenance = Provenance(run=loaded.config.name, step=loaded.step, weights_hash=loaded.weights_hash)
     judge = found["judge"].judge_sha256 if "judge" in found else None
@@ -225,7 +266,7 @@ def _measured(loaded: Loaded, wanted: Wanted, request: Request, real: _Reference
         settings, wanted.count, drawn.tokens.shape[1], real.count, judge, network, wanted.mauve,
         wanted.kid_subset, loaded.weights_hash, real.fingerprint,
     ]  # fmt: skip
-    return QualityReport(
+    report = QualityReport(
         created=datetime.now(UTC),
         model=provenance,
         data_fingerprint=real.fingerprint or "not at hand",
@@ -245,6 +286,7 @@ def _measured(loaded: Loaded, wanted: Wanted, request: Request, real: _Reference
         digest=_digest(asked),
         **found,
     )
+    return report, measured.samples
 
 
 def _sample(loaded: Loaded, request: Request, labels: Tensor | None, batch_size: int) -> _Drawn:

@@ -8,6 +8,7 @@ from typing import Any
 from md4.errors import UserError
 from md4.samplers import SamplingConfig, wording
 from orchestration.config import read_yaml
+from pipelines.storage import Folder
 
 
 def read_changes(assignments: Sequence[str]) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def read_changes(assignments: Sequence[str]) -> dict[str, Any]:
         changes[key] = read_yaml(text, f"value of {key}")
     grid = changes.get("grid")
     if isinstance(grid, str) and grid.endswith(".json"):
-        changes["grid"] = read_grid(Path(grid))
+        changes["grid"] = read_grid(grid)
     return changes
 
 
@@ -35,10 +36,11 @@ def read_settings(base: SamplingConfig, assignments: Sequence[str]) -> SamplingC
     return wording.change(base, read_changes(assignments))
 
 
-def read_grid(file: Path) -> list[float]:
+def read_grid(file: str | Path) -> list[float]:
     """The times in a report of `md4 grid`, or in a file that is nothing but their list."""
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        folder, _, name = Folder(file).absolute().url.rpartition("/")
+        tree = json.loads(Folder(folder or "/").read(name))
     except (OSError, ValueError) as error:
         raise UserError(f"can't read the grid {file}: {error}") from None
     times = tree.get("times") if isinstance(tree, dict) else tree

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -14,8 +13,10 @@ from orchestration import checkpoints, progress
 from orchestration.events import Events
 from orchestration.goodput import Goodput
 from orchestration.runs import Run
+from pipelines.storage import Place
 
 ALIVE_SECONDS = 15.0  # a first worker that lives says so every second; between two groups Ray notes its states
+_DELAY_SECONDS = 20.0  # after which it is seen in S3, at most, if S3 is well
 _EVENTS = 5
 _HANG_SECONDS = 20.0  # at one place, from which on it is told
 
@@ -62,11 +63,11 @@ class Status:
         return json.dumps(tree, indent=1)
 
 
-def status(folder: str | Path, now: float | None = None) -> Status:
+def status(folder: Place, now: float | None = None) -> Status:
     """Of the run in `folder`; UserError if there is none. now: s since 1970."""
     run = Run(folder)
     now = time.time() if now is None else now
-    events, place = Events(run.path).read(), progress.read(run.path)
+    events, place = Events(run.place).read(), progress.read(run.place)
     rows = run.metrics()
     train = [row for row in rows if row["kind"] == "train"]
     last: Mapping[str, Any] = train[-1] if train else {}
@@ -75,7 +76,7 @@ def status(folder: str | Path, now: float | None = None) -> Status:
     step = max(place["step"] if place else 0, last.get("step", 0))
     signs = [one["time"] for one in (place, events[-1] if events else None, rows[-1] if rows else None) if one]
     last_sign = max(signs, default=None)
-    state, why = _state(events, place, last_sign, now)
+    state, why = _state(events, place, last_sign, now, ALIVE_SECONDS + (_DELAY_SECONDS if run.place.remote else 0))
     per_step = last.get("seconds_per_step")
     goodput = Goodput.of(events, place)
     # A run that is over or silent is judged by the time until its last sign of life.
@@ -86,7 +87,7 @@ def status(folder: str | Path, now: float | None = None) -> Status:
     told = next((row["time"] for row in reversed(kept) if row["path"] == newest), None)
     groups = [event["workers"] for event in events if event["kind"] == "workers"]
     return Status(
-        run=str(run.path),
+        run=str(run.place),
         state=state,
         why=why,
         step=step,
@@ -116,9 +117,9 @@ def status(folder: str | Path, now: float | None = None) -> Status:
 
 
 def _state(
-    events: list[dict[str, Any]], place: dict[str, Any] | None, last_sign: float | None, now: float
+    events: list[dict[str, Any]], place: dict[str, Any] | None, last_sign: float | None, now: float, alive: float
 ) -> tuple[str, str | None]:
-    """The state of a run, and what there is to say of it."""
+    """The state of a run, and what there is to say of it. alive: s for which a sign of life is one."""
     if last_sign is None:
         return "waiting", "nothing has happened yet"
     since = max(
@@ -133,9 +134,9 @@ def _state(
     if ray == "ERRORED":
         return "failed", "its workers failed too often; md4 train ... --resume goes on from the last checkpoint"
     quiet = now - last_sign
-    if quiet > ALIVE_SECONDS:
+    if quiet > alive:
         return "silent", f"nothing has happened for {clock(quiet)}: if its processes are gone, resume it"
-    if place is None or now - place["time"] > ALIVE_SECONDS:
+    if place is None or now - place["time"] > alive:
         return "restarting" if place else "waiting", f"the workers are being started ({ray or 'no state yet'})"
     still = now - place["moved"]
     return "running", f"at {place['phase']} for {clock(still)}" if still > _HANG_SECONDS else None

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 from md4.errors import UserError
 from orchestration.config import Config
 from orchestration.prometheus import Prometheus
-from orchestration.runs import Run
+from orchestration.runs import METRICS
 
 Row = dict[str, Any]
 
 
 class Tracker(Protocol):
-    """Takes rows of metrics: `kind` ("train", "evaluation", "checkpoint"), `step`, and figures."""
+    """Takes rows of metrics: `kind` ("train", "evaluation", "checkpoint", "suite"), `step`, and figures."""
 
     def log(self, row: Row) -> None: ...
 
@@ -56,11 +56,11 @@ class JsonLines:
 class TensorBoard:
     """Event files below the run's `tensorboard/`."""
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, first_step: int | None):
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step hides what an earlier attempt logged beyond the step that this one starts from.
-        self._writer = SummaryWriter(str(path), purge_step=first_step + 1)
+        # purge_step hides what an earlier attempt logged beyond the step that this one starts from, if it does.
+        self._writer = SummaryWriter(str(path), purge_step=None if first_step is None else first_step + 1)
 
     def log(self, row: Row) -> None:
         for name, value in _figures(row).items():
@@ -113,14 +113,14 @@ class WeightsAndBiases:
 
 
 class Trackers:
-    """All the trackers a configuration asks for, as one."""
+    """All the trackers a configuration asks for, as one; their files go into `folder`."""
 
-    def __init__(self, config: Config, run: Run, first_step: int):
-        self._all: list[Tracker] = [JsonLines(run.metrics_file)]
+    def __init__(self, config: Config, folder: Path, first_step: int):
+        self._all: list[Tracker] = [JsonLines(folder / METRICS)]
         if config.tracking.tensorboard:
-            self._all.append(TensorBoard(run.path / "tensorboard", first_step))
+            self._all.append(TensorBoard(folder / "tensorboard", first_step))
         if config.tracking.wandb != "disabled":
-            self._all.append(WeightsAndBiases(config, run.path))
+            self._all.append(WeightsAndBiases(config, folder))
         if config.tracking.prometheus_port:
             self._all.append(Prometheus(config, config.tracking.prometheus_port))
 

@@ -1,12 +1,14 @@
 """The driver of a run: checks everything first, prepares the data if need be, starts Ray Train, shows progress."""
 
 import json
+import math
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +21,15 @@ from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
 from orchestration.events import Events
 from orchestration.passes import Passes
-from orchestration.runs import Run
+from orchestration.runs import METRICS, Run, check_writable, refuse_taken
 from orchestration.stopping import Stop
+from orchestration.suites import settings as suites
+from orchestration.suites.beside import Beside
 from pipelines.config import check as check_corpus
 from pipelines.config import prepared_path
 from pipelines.manifest import MANIFEST, Manifest
 from pipelines.prepare import prepare
-from pipelines.storage import Folder, Place
+from pipelines.storage import Entry, Folder, Place
 
 Report = Callable[[str], None]
 _RESIZE_SECONDS = 5.0  # how often an elastic run looks for more, or fewer, resources
@@ -46,6 +50,8 @@ def check(config: Config, resume: bool, report: Report) -> Config:
     if config.train.device == "cuda" and not torch.cuda.is_available() and address() is None:
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
     memory_plan.check(config)
+    if config.evaluation.suite is not None:
+        suites.load(config.evaluation.suite)
     for note in check_corpus(config.data):
         report(note)
     if config.checkpoint.directory is not None:
@@ -57,14 +63,14 @@ def check(config: Config, resume: bool, report: Report) -> Config:
         f"{config.model.length} tokens on {config.train.workers} worker(s), ZeRO-{config.train.zero_stage}, "
         f"up to {share} rows a worker and step"
     )
-    if (config.directory / "config.yaml").exists() and not resume:
-        raise UserError(f"run {config.directory} exists already: continue it with --resume, or choose another name=...")
+    if not resume:
+        refuse_taken(config)
     config = forks.pinned(config, resume, report)
     if resume:
         run = Run.resume(config, report)
         found = checkpoints.newest(run.checkpoints, report)
         report(
-            f"continuing {run.path} " + (f"from step {found.step}" if found else "from the start: no checkpoint yet")
+            f"continuing {run.place} " + (f"from step {found.step}" if found else "from the start: no checkpoint yet")
         )
     folders = [prepared_path(one) for _, one in config.data.sets()]
     if all(Folder(folder).exists(MANIFEST) for folder in folders):  # else as soon as they are prepared
@@ -89,20 +95,23 @@ def train(
         UserError: anything wrong with the configuration, the data or the run's folder, or the run failed for good.
     """
     config = check(config, resume, report)
-    with cluster(num_cpus=config.train.most_workers + 2):
+    check_writable(config.place)
+    beside = 0 if config.evaluation.suite is None else math.ceil(config.evaluation.suite_cpus)
+    with cluster(num_cpus=config.train.most_workers + 2 + beside):
         prepared_before = all(Folder(prepared_path(one)).exists(MANIFEST) for _, one in config.data.sets())
         data = [prepare(one, report) for _, one in config.data.sets()]
         if not prepared_before:
             _check_data(config, data, resume, report)
-        run = Run(config.directory) if resume else Run.create(config)
+        run = Run(config.place) if resume else Run.create(config)
         began = time.perf_counter()
-        events = Events(run.path)
+        events = Events(run.place)
         events.add("driver", did="began", pid=os.getpid())
         if not resume and config.train.start_from is not None:
             events.add("origin", checkpoint=config.train.start_from)
         try:
-            with _Follower(run, config, report, on_row):
+            with _Follower(run, config, report, on_row), Beside(run, config, report) as suites:
                 result = _fit(config, run, data, stop)
+                suites.finish()
         finally:
             events.add("driver", did="ended", pid=os.getpid())
         return Outcome(run, result["step"], time.perf_counter() - began)
@@ -120,7 +129,7 @@ def _check_data(config: Config, folders: Sequence[Place], resume: bool, report: 
             f"{str(folders[0])!r} has no rows in its validation split to evaluate with: "
             "set evaluation.every=0, or data.validation higher"
         )
-    found = checkpoints.newest(Run(config.directory).checkpoints, lambda _: None) if resume else None
+    found = checkpoints.newest(Run(config.place).checkpoints, lambda _: None) if resume else None
     if found is None and config.train.start_from is not None:
         found = checkpoints.read(config.train.start_from)
     if found is not None:
@@ -172,34 +181,49 @@ def _fit(config: Config, run: Run, data: Sequence[Place], stop: Stop | None = No
     from orchestration.policies import Trainer
     from orchestration.recovery import Recovery
 
-    trainer = Trainer(
-        worker.run,
-        train_loop_config={
-            # Workers run in a folder of Ray's, so paths must not depend on the current one.
-            "config": {**run.config.model_dump(mode="json"), "runs": str(Path(config.runs).resolve())},
-            "data": [str(Folder(place).absolute()) for place in data],
-        },
-        scaling_config=scaling(config),
-        run_config=RunConfig(
-            # Ray's own notes on this attempt; what is worth keeping stands in the run's folder itself.
-            name=f"attempt-{time.time_ns()}",
-            storage_path=str((run.path / ".ray").resolve()),
-            failure_config=FailureConfig(max_failures=-1),  # what counts is the trainer's own budget
-            callbacks=[Recovery(str(run.path.resolve()))],  # type: ignore[list-item]
-            worker_runtime_env={"env_vars": worker_environment() | spares.environment()},
-        ),
-        folder=str(run.path.resolve()),
-        checkpoints=str(run.checkpoints.absolute()),
-        max_restarts=config.train.max_restarts,
-        stop=stop,
-    )
-    try:
-        result: Any = trainer.fit().return_value
-    except TrainingFailedError as error:
-        raise _explain(error, run) from error
+    # Workers run in a folder of Ray's, so paths must not depend on the current one.
+    checkpoints_place = str(run.checkpoints.absolute())
+    with _ray_folder(run) as notes:
+        trainer = Trainer(
+            worker.run,
+            train_loop_config={
+                "run": run.address,
+                "checkpoints": checkpoints_place,
+                "data": [str(Folder(place).absolute()) for place in data],
+            },
+            scaling_config=scaling(config),
+            run_config=RunConfig(
+                name=f"attempt-{time.time_ns()}",
+                storage_path=notes,
+                failure_config=FailureConfig(max_failures=-1),  # what counts is the trainer's own budget
+                callbacks=[Recovery(run.address)],  # type: ignore[list-item]
+                worker_runtime_env={"env_vars": worker_environment() | spares.environment()},
+            ),
+            folder=run.address,
+            checkpoints=checkpoints_place,
+            max_restarts=config.train.max_restarts,
+            stop=stop,
+        )
+        try:
+            result: Any = trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise _explain(error, run) from error
     if "error" in result:
         raise UserError(result["error"])
     return result
+
+
+@contextmanager
+def _ray_folder(run: Run) -> Iterator[str]:
+    """Where Ray puts its own notes on an attempt; what is worth keeping stands in the run's folder itself.
+
+    Its controller writes them, which is on the driver's machine: others need not see them.
+    """
+    if not run.place.remote:
+        yield str((run.path / ".ray").resolve())
+        return
+    with tempfile.TemporaryDirectory(prefix="md4-ray-") as folder:
+        yield folder
 
 
 def _explain(error: Exception, run: Run) -> Exception:
@@ -211,7 +235,7 @@ def _explain(error: Exception, run: Run) -> Exception:
             return type(cause)(str(cause))
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = "\n".join(f"worker {rank}: {last_line(failure)}" for rank, failure in failures.items())
-    return Failed(f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.path} with --resume")
+    return Failed(f"training failed for good:\n{lines}\ncontinue from the last checkpoint of {run.place} with --resume")
 
 
 class _Follower:
@@ -223,13 +247,13 @@ class _Follower:
         config: Config,
         report: Report,
         on_row: Callable[[dict[str, Any]], None] | None = None,
-        every: float = 0.5,
     ):
-        self._run, self._config, self._report, self._every = run, config, report, every
-        self._on_row = on_row
+        self._run, self._config, self._report, self._on_row = run, config, report, on_row
+        self._every = 2.0 if run.place.remote else 0.5
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._position, self._file = 0, 0
+        self._position, self._file = 0, 0  # of a file of this machine
+        self._entry: Entry | None = None  # of one in S3
         self._seen = max((row["time"] for row in run.metrics()), default=0.0)  # rows of earlier attempts
 
     def __enter__(self) -> None:
@@ -245,6 +269,14 @@ class _Follower:
         self._print_new()
 
     def _print_new(self) -> None:
+        for row in self._new_rows_of_s3() if self._run.place.remote else self._new_rows():
+            if row["time"] > self._seen:
+                self._seen = row["time"]
+                self._report(describe(row, self._config))
+                if self._on_row is not None:
+                    self._on_row(row)
+
+    def _new_rows(self) -> Iterator[dict[str, Any]]:
         path = self._run.metrics_file
         if not path.exists():
             return
@@ -254,12 +286,16 @@ class _Follower:
             file.seek(self._position)
             while (line := file.readline()).endswith("\n"):
                 self._position = file.tell()
-                row = json.loads(line)
-                if row["time"] > self._seen:
-                    self._seen = row["time"]
-                    self._report(describe(row, self._config))
-                    if self._on_row is not None:
-                        self._on_row(row)
+                yield json.loads(line)
+
+    def _new_rows_of_s3(self) -> list[dict[str, Any]]:
+        """All rows, if some have come since the last look; what S3 does not tell now, it tells at the next look."""
+        with suppress(OSError, UserError):
+            if (entry := self._run.place.entry(METRICS)) != self._entry:
+                rows = self._run.metrics()
+                self._entry = entry
+                return rows
+        return []
 
 
 def describe(row: dict[str, Any], config: Config) -> str:
@@ -281,6 +317,8 @@ def describe(row: dict[str, Any], config: Config) -> str:
         return f"{head}  checkpoint {row['path']} ({row['seconds']:.1f} s, {row['blocked']:.2f} s of them in the way)"
     if row["kind"] == "checkpoint failed":
         return f"{head}  no checkpoint: {row['error']}"
+    if row["kind"] == "suite":
+        return f"step {step}: suite {row['suite']}: {row['headline']} ({row['seconds']:.0f} s)"
     if row["kind"] == "spike":
         return f"{head}  {row['action']}: {row['reason']}; the batch is in {row['batch']}"
     return f"{head}  {row['workers']} worker(s), {row['compute']} products"

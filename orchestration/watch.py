@@ -4,7 +4,6 @@ folder alone. The run may be in another process or on another machine, and may b
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from orchestration.status import Status, status, table
+from pipelines.storage import Place
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -40,7 +40,7 @@ def view(found: Status, width: int) -> RenderableType:
     return Panel(Group(*parts, table(found)), title=found.state, border_style=colour.get(found.state, "yellow"))
 
 
-def watch(folder: str | Path, every: float = 1.0, console: Console | None = None) -> Status:
+def watch(folder: Place, every: float = 1.0, console: Console | None = None) -> Status:
     """Show the run until it is over, or until interrupted; returns the last status."""
     console = console or Console()
     found = status(folder)

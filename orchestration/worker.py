@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from ray.train.torch import get_device
 
 from md4 import documents, noise
+from md4.errors import UserError
 from md4.flops import PassFlops
 from md4.genmd4 import GenMD4
 from md4.model import build, drop_labels
@@ -27,8 +29,6 @@ from md4.objectives import MaskedDiffusion, bits_per_token
 from orchestration import checkpoints, forks, powers, progress, spares
 from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.clock import Clock
-from orchestration.config import Config
-from orchestration.config import validate as checked
 from orchestration.devices import peak_flops
 from orchestration.events import Events
 from orchestration.goodput import Goodput, handover
@@ -37,7 +37,8 @@ from orchestration.meter import Meter, Step
 from orchestration.optimizer import AdamWithEma, learning_rate, parameter_groups
 from orchestration.passes import Passes
 from orchestration.policies import Preempted
-from orchestration.runs import Run, rewind
+from orchestration.run_mirror import Mirror
+from orchestration.runs import METRICS, Run, rewind
 from orchestration.spikes import Spikes
 from orchestration.tracking import Trackers
 from orchestration.validation import validate
@@ -47,9 +48,11 @@ from pipelines.ledger import Ledger
 from pipelines.manifest import Manifest
 from pipelines.plan import plan
 from pipelines.shards import ShardSet
-from pipelines.storage import Folder
+from pipelines.storage import Folder, write_atomically
 from pipelines.stream import Batch, batches
 
+_EVENTS_SECONDS = 5.0  # that are waited, where it matters, for events to arrive in S3
+_LAST_SECONDS = 10.0  # the same of what a run that fails has written last
 _REST_LOOK_SECONDS = 0.1  # between two questions whether a group that waits for its end is to go on
 
 
@@ -68,15 +71,17 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Entry point of each Ray Train worker.
 
     Args:
-        job: `config` (a plain tree) and `data` (paths or urls of the prepared data sets, in the configuration's order).
+        job: paths or urls: `run`, the run's folder; `checkpoints`, where they go; `data`, the prepared data sets in the
+            configuration's order.
 
     Returns:
         `{"step": last step}`, or `{"error": message}` when going on makes no sense and a restart would not help.
     """
-    config = checked(job["config"])
-    torch.set_num_threads(config.train.threads)
+    run = Run(job["run"])
+    torch.set_num_threads(run.config.train.threads)
     try:
-        return {"step": _Training(config, [Folder(place) for place in job["data"]]).fit()}
+        training = _Training(run, Folder(job["checkpoints"]), [Folder(place) for place in job["data"]])
+        return {"step": training.fit()}
     except Hopeless as error:
         return {"error": str(error)}
 
@@ -88,11 +93,12 @@ class Hopeless(Exception):
 class _Training:
     """One worker's part of a run, from the newest sound checkpoint to the last step."""
 
-    def __init__(self, config: Config, data: list[Folder]):
+    def __init__(self, run: Run, place: Folder, data: list[Folder]):
         import deepspeed.ops
         from deepspeed import init_distributed
 
-        self.config = config
+        self.run, self.config = run, run.config
+        self.checkpoints, config = place, run.config
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
@@ -130,16 +136,17 @@ class _Training:
         )
         self.model = cast(MaskedDiffusion, self.engine.module)
         self.state = EngineState(self.engine, self.optimizer)
-        self.run = Run(config.directory)
+        self.events = Events(run.place, patience=0)  # a step waits for none of them
+        if self.rank == 0:
+            self.mirror = Mirror(run.place, self.events)
         self.meter, self.spikes, self.clock = Meter(), Spikes(train.spike), Clock()
         self.ledger = Ledger(self.order)
         kept = config.checkpoint
-        self.writer = Writer(config.checkpoints, Retention(kept.keep, kept.keep_every, kept.keep_best))
+        self.writer = Writer(place, Retention(kept.keep, kept.keep_every, kept.keep_best), self._bring_metrics)
         self.evaluated: dict[str, float] | None = None  # the last evaluation, if it was of this step
         self.origin: dict[str, Any] | None = None  # the checkpoint of another run that this one began from
-        self.step = self._restore()
+        self.step = self.saved = self._restore()
         self.leader = Leader(config)
-        self.events = Events(self.run.path)
         self.watchdog = Watchdog(config.train.patience, self._tell_hang)
         self.peak = train.peak_tflops * 1e12 if train.peak_tflops else peak_flops(self.device, dtype)
         self.flops: PassFlops | None = None  # of one pass, once there was one
@@ -147,18 +154,19 @@ class _Training:
         pids: list[Any] = [None] * self.world
         dist.all_gather_object(pids, os.getpid())
         if self.rank == 0:
-            events, before = self.events.read(), progress.read(self.run.path)
+            events, before = self.events.read(), progress.read(run.place)
             lost = handover(events, before, self.step, self.clock.spent(), time.time())
             self.events.add("workers", workers=self.world, step=self.step, pids=pids, **lost)
+            self.events.flush(_EVENTS_SECONDS)
             self.goodput = cast(Goodput, Goodput.of(self.events.read(), None))
-            self.progress = progress.Progress(self.run.path, self.step, self._tell_progress)
-            rewind(self.run.metrics_file, self.step)
-            self.trackers = Trackers(config, self.run, self.step)
+            self.progress = progress.Progress(self.mirror.folder, self.step, self._tell_progress)
+            rewind(self.mirror.folder / METRICS, self.step)
+            self.trackers = Trackers(config, self.mirror.folder, self.step)
             self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid(), **lost)
 
     def _restore(self) -> int:
         """Load the newest sound checkpoint, or the one to start from, the same on every worker; 0 if there is none."""
-        checkpoint = checkpoints.newest_together(self.config.checkpoints, self._tell_damage)
+        checkpoint = checkpoints.newest_together(self.checkpoints, self._tell_damage)
         own = checkpoint is not None
         if checkpoint is None:
             if self.config.train.start_from is None:
@@ -180,12 +188,19 @@ class _Training:
     def fit(self) -> int:
         """Train to the last step; returns it."""
         try:
-            return self._fit()
-        except Hopeless as error:
+            step = self._fit()
+        except BaseException as error:
             if self.rank == 0:
-                self.events.add("stopped", step=self.step, reason=str(error))
-                self.progress.close()
+                if isinstance(error, Hopeless):
+                    self.events.add("stopped", step=self.step, reason=str(error))
+                    self.progress.close()
+                with suppress(UserError):  # what ends the run is the error
+                    self.mirror.close(_LAST_SECONDS)
+            self.events.flush(_EVENTS_SECONDS)
             raise
+        if self.rank == 0:
+            self._close_mirror()
+        return step
 
     def _fit(self) -> int:
         train = self.config.train
@@ -246,12 +261,24 @@ class _Training:
 
     def _tell_damage(self, reason: str) -> None:
         """Note a checkpoint that is passed over; of the leader. What workers print, a driver does not show."""
-        Events(self.run.path).add("damaged", reason=reason)
+        self.events.add("damaged", reason=reason)
         print(reason, flush=True)
 
     def _tell_hang(self, reason: str) -> None:
         self.events.add("hang", worker=self.rank, reason=reason)
+        self.events.flush(_EVENTS_SECONDS)
         print(f"worker {self.rank} ends: {reason}", flush=True)
+
+    def _bring_metrics(self) -> None:
+        """A run that goes on from a checkpoint, wherever, finds the metrics up to it; of the leader."""
+        self.mirror.push(METRICS)
+
+    def _close_mirror(self) -> None:
+        try:
+            self.mirror.close()
+        except UserError as error:
+            raise Hopeless(f"step {self.step}, the last, is saved, but {error}") from None
+        self.events.flush(_EVENTS_SECONDS)
 
     def _follow(self, orders: Orders) -> None:
         """Do what the leader has decided for the end of this step. *Collective.*"""
@@ -400,7 +427,8 @@ class _Training:
         ]
         everyone: list[Any] = [None] * self.world
         dist.all_gather_object(everyone, mine)
-        file = self.run.reports / f"batch-{step}.json"
+        name = f"reports/batch-{step}.json"
+        file = self.run.place.path(name)
         if stop:
             saved = "the last checkpoint is untouched"
             way = "go on without such steps with train.on_spike=skip, or try a lower optimizer.learning_rate"
@@ -412,9 +440,8 @@ class _Training:
             facts |= {"gradient_norm": self.meter.gradient_norm, "median": self.spikes.usual}
             rows = sorted((row for part in everyone for row in part), key=lambda row: row["slot"])
             known = {"step": step, "global_batch": step - 1, **facts, "sets": self.config.data.names(), "rows": rows}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            self.trackers.log({"kind": "spike", "step": step, "time": time.time(), **facts, "batch": str(file)})
+            write_atomically(self.mirror.folder / name, json.dumps(known, indent=1, allow_nan=False).encode() + b"\n")
+            self.trackers.log({"kind": "spike", "step": step, "time": time.time(), **facts, "batch": file})
             self.events.add("spike", step=step, **facts)
 
     def _tokens_of_a_row(self, real: torch.Tensor) -> torch.Tensor:
@@ -540,9 +567,18 @@ class _Training:
                 "origin": self.origin,
             }
             self.watchdog.at("saving", self.step)
-            self.writer.save(self.state, self.step, facts)
+            self.writer.save(self.state, self.step, facts, hold=self._is_for_the_suite())
+            self.saved = self.step
             if isinstance(self.model, GenMD4):
                 self._write_powers()
+
+    def _is_for_the_suite(self) -> bool:
+        """Is this the first checkpoint after so many steps, or the last of the run?"""
+        options = self.config.evaluation
+        if options.suite is None:
+            return False
+        every = options.suite_every
+        return self.step == self.config.train.steps or bool(every and self.step // every > self.saved // every)
 
     @cached_property
     def token_names(self) -> powers.Names:
@@ -554,7 +590,7 @@ class _Training:
             learned = self._powers()
         if self.rank == 0 and learned is not None:
             title = f"{self.config.name}: powers after {self.step} steps"
-            powers.write(learned.tolist(), self.token_names, title, self.run.reports)
+            powers.write(learned.tolist(), self.token_names, title, self.mirror.folder / "reports")
 
     def _log(self, kind: str, **figures: Any) -> None:
         self.trackers.log({"kind": kind, "step": self.step, "time": time.time(), **figures})

@@ -129,9 +129,10 @@ def _folder(split: str, fingerprint: str) -> Path:
     return private_folder() / f"{fingerprint}-{split}-{_LAYOUT}"
 
 
-def private_folder() -> Path:
-    """This user's folder for decoded rows; UserError if somebody else could have put something there."""
-    folder = Path(tempfile.gettempdir(), f"md4-rows-{os.getuid()}")
+def private_folder(what: str = "rows") -> Path:
+    """This user's folder for something that is made again if it is gone, below the machine's temporary folder;
+    UserError if somebody else could have put something there."""
+    folder = Path(tempfile.gettempdir(), f"md4-{what}-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:

@@ -73,7 +73,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """One process at a time, of those that ask for it with the same folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -192,7 +192,7 @@ class Folder:
         if not self.remote:
             target = Path(self.path(file))
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(target.parent):
+            with alone(target.parent):
                 new = change(target.read_bytes() if target.exists() else None)
                 if new is not None:
                     write_atomically(target, new)
@@ -281,6 +281,13 @@ Place = str | Path | Folder
 def location(place: str) -> Path | Folder:
     """A path of this machine as such, and a url as a Folder."""
     return Folder(place) if _SCHEME.match(place) else Path(place)
+
+
+def local(folder: Folder) -> Path:
+    """The path of a folder of this machine; UserError for one in S3, which has none."""
+    if folder.remote:
+        raise UserError(f"{folder} is in S3, and a folder of this machine is needed here")
+    return Path(folder.url)
 
 
 def coalesced(spans: Iterable[tuple[int, int]], gap: int = COALESCE_BYTES) -> list[tuple[int, int]]:

@@ -59,9 +59,9 @@ class Nodes:
         while len(self._nodes) > count:
             self._remove(self._nodes[-1])
 
-    def add(self) -> Any:
-        """Start a node; returns when the cluster knows it."""
-        self._nodes.append(self._add(num_cpus=1, object_store_memory=_NODE_BYTES))
+    def add(self, **environment: str) -> Any:
+        """Start a node, whose processes have these in their environment; returns when the cluster knows it."""
+        self._nodes.append(self._add(num_cpus=1, object_store_memory=_NODE_BYTES, env_vars=environment))
         return self._nodes[-1]
 
     def workers(self) -> list[int]:

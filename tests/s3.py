@@ -91,7 +91,10 @@ class S3:
         return sorted(re.findall(r"<Key>([^<]*)</Key>", self.ask("GET", f"/{BUCKET}?list-type=2").decode()))
 
     def fails(self, rate: float, kinds: tuple[str, ...] = KINDS, seed: int = 0, only: str = "") -> None:
-        """From now on, this share of requests fail, by one of these kinds; of those whose line matches `only`."""
+        """From now on, this share of requests fail, by one of these kinds; of those whose line matches `only`.
+
+        A kind that is none of `KINDS`, for it does not pass: "denied".
+        """
         self._proxy.rule = rate, kinds, re.compile(only)
         self._proxy.draws = random.Random(seed)
         self._proxy.failed.clear()
@@ -196,6 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>")
         if what == "error":
             return self.answer(500, {}, b"<Error><Code>InternalError</Code><Message>Try again.</Message></Error>")
+        if what == "denied":
+            return self.answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
         if what == "no answer":
             return self.hang_up()
         if what == "late":

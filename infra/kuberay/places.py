@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from infra.kuberay.options import named
 from md4.errors import UserError
+from orchestration import results
 from orchestration.config import Config
+from orchestration.suites.settings import suite_names
 from pipelines.storage import Folder
 
 MOUNT = "/storage"  # of the volume, in every pod
 _ELSEWHERE = ("s3://", "http://", "https://")
-_WRITTEN = ("runs", "data.directory", "checkpoint.directory")  # folders that the run writes
+_WRITTEN = ("runs", "data.directory", "checkpoint.directory", "evaluation.suite_results")  # folders that the run writes
 
 
 class Places:
@@ -28,6 +31,7 @@ class Places:
             return
         scheme, _, rest = storage.partition(":")
         if scheme == "pvc" and rest:
+            named("--storage pvc", rest)
             self.claim, self.base = rest, MOUNT
         elif scheme == "s3":
             self.base = str(Folder(storage))  # UserError for what is no url of S3
@@ -84,6 +88,12 @@ def _places(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
         # A name on the hub has a slash, too, but is there for the source huggingface alone.
         if one["path"] is not None and not (one["source"] == "huggingface" and not Path(one["path"]).exists()):
             yield one, "path", f"{key}.path"
+    evaluation = tree["evaluation"]
+    if evaluation["suite"] is not None:
+        evaluation["suite_results"] = str(results.place(evaluation["suite_results"]))
+        yield evaluation, "suite_results", "evaluation.suite_results"
+        if evaluation["suite"] not in suite_names():
+            yield evaluation, "suite", "evaluation.suite"
     for name in ("keys", "access_log"):
         if tree["serving"][name] is not None:
             yield tree["serving"], name, f"serving.{name}"

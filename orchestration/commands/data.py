@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from md4.errors import UserError
-from orchestration.commands.arguments import group, say
+from orchestration.commands.arguments import RunFolder, group, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ def find(where: str) -> "Folder":
     from pipelines.config import prepared_path
     from pipelines.storage import Folder
 
-    if not Folder(where).remote and (Path(where) / "config.yaml").is_file():
+    if Folder(where).exists("config.yaml"):
         from orchestration.runs import Run
 
         sets = [str(prepared_path(one)) for _, one in Run(where).config.data.sets()]
@@ -139,8 +139,8 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @app.command()
 def audit(
-    run: Annotated[Path, typer.Argument(help="folder of a run, e.g. runs/demo")],
-    other: Annotated[Path | None, typer.Argument(help="folder of another run, to compare with")] = None,
+    run: RunFolder,
+    other: Annotated[str | None, typer.Argument(help="folder of another run, to compare with")] = None,
 ) -> None:
     """Check which rows a run consumed, step by step: against its configuration and data, or another run."""
     from orchestration import audit as audits

@@ -14,7 +14,7 @@ app = group()
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="folder of a run, or of an exported model")],
+    run: Annotated[str, typer.Argument(help="folder of a run (a path or s3://...), or of an exported model")],
     split: Annotated[str | None, typer.Option(help="validation (default), test or train")] = None,
     rows: Annotated[int | None, typer.Option(help="rows, evenly spaced over the split; all if not given")] = None,
     draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
@@ -48,10 +48,34 @@ def evaluate(
     ] = None,
     workers: Annotated[int, typer.Option(help="actors that share the work; 0 = in this process")] = 0,
     batch_size: Annotated[int, typer.Option(help="rows through the network at once; doesn't change the result")] = 64,
-    seed: Seed = 0,
+    seed: Seed = None,
     ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="all that a suite says, and its figures to a table: a .yaml file, or pydocs"),
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option(help="that table: a folder or s3://...; else MD4_RESULTS, else results/")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="of the run's checkpoint; the newest if not given")] = None,
+    model: Annotated[str | None, typer.Option(help="its name in the table; what the folder says if not given")] = None,
+    again: Annotated[bool, typer.Option("--again", help="measure what the table has already")] = False,
 ) -> None:
     """The negative ELBO in bits per token, character or dimension, with its standard error, as a report in reports/."""
+    if suite is not None:
+        single = {
+            "split": split, "rows": rows, "draws": draws, "estimator": estimator, "timesteps": timesteps, "set": sets,
+            "zero-shot": zero_shot, "data": data, "protocol": protocol, "stride": stride, "seed": seed,
+            "separate": separate or None, "tokenizer": tokenizer,
+        }  # fmt: skip
+        for name, value in single.items():
+            if value is not None:
+                raise UserError(f"--{name} is said in the suite: leave it out, or leave out --suite")
+        _suite(run, suite, results, step, model, again, workers, batch_size, ema)
+        return
+    for name, value in {"results": results, "step": step, "model": model, "again": again or None}.items():
+        if value is not None:
+            raise UserError(f"--{name} is about suites: it needs --suite FILE")
     if zero_shot is None:
         given = {"protocol": protocol, "stride": stride, "separate": separate or None, "tokenizer": tokenizer}
         for name, value in given.items():
@@ -69,6 +93,28 @@ def evaluate(
     )
     for report in measure(run, wanted, say):
         say(report.headline())
+
+
+def _suite(
+    path: str,
+    suite: str,
+    table: str | None,
+    step: int | None,
+    model: str | None,
+    again: bool,
+    workers: int,
+    batch_size: int,
+    ema: bool,
+) -> None:
+    from orchestration import results
+    from orchestration.suites.reports import text_table
+    from orchestration.suites.run import Options
+    from orchestration.suites.run import run as measure
+    from orchestration.suites.settings import load
+
+    options = Options(step, ema, again, workers, batch_size, model)
+    outcome = measure(path, load(suite), results.place(table), options, say)
+    say(text_table(outcome.results))
 
 
 @app.command()

@@ -65,9 +65,11 @@ def sample(
     if image is not None and prompt:
         raise UserError("give a --prompt or an --image, not both")
     from orchestration.infilling import read_holes
+    from orchestration.run_mirror import deliver
     from orchestration.runs import Run, load_model
     from orchestration.sampling import sample as draw
     from orchestration.sampling_settings import read_settings
+    from pipelines.storage import write_atomically
 
     config = Run(run).config
     chosen = read_settings(config.sampling, settings or ())
@@ -77,12 +79,13 @@ def sample(
     report = draw(
         loaded, prompts=prompts, count=count, length=length, seed=seed, label=label, settings=chosen, stop=stop
     )
-    file = run / "samples" / f"step-{loaded.step:08d}-seed-{report.samples[0].seed}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        say(report.model_dump_json(indent=1))
-    if config.data.has_images:
+
+    def write(folder: Path) -> list[Path]:
+        """The report, and of images a picture before it."""
+        file = folder / f"step-{loaded.step:08d}-seed-{report.samples[0].seed}.json"
+        write_atomically(file, (report.model_dump_json(indent=1) + "\n").encode())
+        if not config.data.has_images:
+            return [file]
         from orchestration.pictures import draw_filled, draw_samples
 
         picture, texts = file.with_suffix(".png"), [sample.text for sample in report.samples]
@@ -90,14 +93,18 @@ def sample(
             draw_samples(texts, loaded, picture)
         else:
             draw_filled(holes.given, holes.canvas, texts, loaded, picture)
-        if not as_json:
-            notes = "" if holes is None or not holes.notes else f" (the image was changed: {holes.notes})"
-            say(f"{report.headline()}\nwritten: {picture}, {file}{notes}")
-    elif not as_json:
-        say(f"{report.text()}\nwritten: {file}")
+        return [picture, file]
+
+    files = deliver(run, "samples", write)
+    if as_json:
+        say(report.model_dump_json(indent=1))
+    else:
+        notes = "" if holes is None or not holes.notes else f" (the image was changed: {holes.notes})"
+        shown = report.headline() if config.data.has_images else report.text()
+        say(f"{shown}\nwritten: {', '.join(files)}{notes}")
 
 
-def _answer_file(run: Path, job: "BatchJob", settings: Sequence[str], ema: bool) -> None:
+def _answer_file(run: str, job: "BatchJob", settings: Sequence[str], ema: bool) -> None:
     """Do a job of `md4 sample --input`, on the GPU if there is one."""
     import torch
 

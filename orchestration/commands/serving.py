@@ -40,7 +40,7 @@ def serve(
         name, equals, folder = one.partition("=")
         if not (name and equals and folder):
             raise UserError(f"--model {one!r} is not of the form NAME=RUN")
-        models[name] = Run(folder).path
+        models[name] = Run(folder).address
 
     from orchestration.cluster import cluster  # after the settings: importing Ray Serve takes seconds
     from orchestration.serving.app import describe_deployment, free_port, named, serve_run

@@ -52,7 +52,7 @@ def train(
     except KeyboardInterrupt:
         say("stopped: the same command with --resume continues from the last checkpoint")
         raise
-    say(f"done: step {outcome.step} after {outcome.seconds:.0f} s; {outcome.run.path}")
+    say(f"done: step {outcome.step} after {outcome.seconds:.0f} s; {outcome.run.place}")
 
 
 @app.command()

@@ -23,11 +23,10 @@ from ray.serve.exceptions import RayServeException
 
 from md4.errors import UserError
 from orchestration import checkpoints
-from orchestration.runs import Run, load_model
+from orchestration.runs import Run, address, load_model
 from orchestration.serving.client import APPLICATION, ENGINE, GATEWAY
 from orchestration.serving.config import ServingConfig
 from orchestration.serving.deployments import EngineReplica, Gateway, Load
-from pipelines.storage import Folder
 
 _CONNECTIONS = 10_000  # of a gateway; each is little more than a task that waits
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}  # gateways write a log of requests of their own
@@ -93,7 +92,7 @@ def application(models: Mapping[str, str], config: ServingConfig, load: Load = l
 
 def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig) -> str:
     """The file, YAML, from which `serve deploy` starts the same application on a cluster."""
-    folders = {name: str(Folder(run).absolute()) for name, run in models.items()}
+    folders = {name: address(run) for name, run in models.items()}
     own = config.placed().model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
     tree = {
         "proxy_location": "EveryNode",
@@ -174,11 +173,12 @@ def serve_run(
 
 def named(run: str | Path, models: Mapping[str, str | Path]) -> dict[str, str]:
     """Folders by the names under which they are served: the first run's own, and those given. Raises `UserError`."""
-    found = {Run(run).config.name: str(Path(run).resolve())}
+    first = Run(run)
+    found = {first.config.name: first.address}
     for name, folder in models.items():
         if name in found:
             raise UserError(f"two models are called {name!r}: each needs a name of its own")
-        found[name] = str(Run(folder).path.resolve())
+        found[name] = Run(folder).address
     return found
 
 

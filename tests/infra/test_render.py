@@ -18,6 +18,7 @@ from orchestration.config import load, read_yaml, validate
 from orchestration.cron import Store
 from orchestration.jobs import Job
 from orchestration.memory_plan import read_size
+from orchestration.suites.settings import suite_names
 from tests.infra.schemas import check, pod_templates
 
 IMAGE = "registry.example/md4:0.1.0"
@@ -375,6 +376,7 @@ def test_labels_of_ones_own_do_not_hide_those_that_pods_are_found_by():
         ([], {"memory": "much"}, "memory 'much' must be a size"),
         (["name=8gpus"], {}, "name=8gpus: KubeRay's names begin with a letter"),
         ([f"name={'a' * 48}"], {}, "47 characters at most"),
+        ([], {"storage": "pvc:My_Claim"}, "--storage pvc 'My_Claim': a name in Kubernetes"),
         ([], {"namespace": "My_Space"}, "--namespace 'My_Space'"),
         ([], {"labels": {"team": "a b"}}, "--label team=a b"),
         ([], {"gateway_class": "istio"}, "--kind job has none"),
@@ -408,3 +410,11 @@ def test_a_job_too_large_for_a_config_map_is_refused():
 
     with pytest.raises(UserError, match="1,000,001 bytes"):
         files(Frame("a", Options("job", IMAGE), {}, None), {"a.txt": "x" * 1_000_001})
+
+
+def test_the_table_of_a_suite_lies_where_pods_see_it(monkeypatch):
+    monkeypatch.delenv("MD4_RESULTS", raising=False)
+    name = suite_names()[0]
+    (held, *_) = rendered(f"evaluation.suite={name}")
+    evaluation = yaml.safe_load(held["data"]["config.yaml"])["evaluation"]
+    assert (evaluation["suite"], evaluation["suite_results"]) == (name, "/storage/results")

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+from md4.errors import UserError
 from orchestration.config import Config
 from orchestration.events import Events
 from orchestration.runs import Run
@@ -26,16 +28,23 @@ def wait_for(what: Callable[[], Found | None], seconds: float, why: str) -> Foun
 
 
 class Driver:
-    """`md4 train CONFIG` in a process of its own, on the cluster at `address`."""
+    """`md4 train CONFIG` in a process of its own, on the cluster at `address`.
 
-    def __init__(self, config: Config, address: str, *options: str):
-        self.config, self.run_folder = config, config.directory
-        self.events = Events(config.directory)
-        settings = config.directory.parent / f"{config.name}.yaml"
-        settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(config.to_yaml(), encoding="utf-8")
-        self._log = config.directory.parent / f"{config.name}.log"
+    home: where its settings and what it says go, and its temporary files; by default the former are beside the run's
+        folder.
+    """
+
+    def __init__(self, config: Config, address: str, *options: str, home: Path | None = None):
+        self.config = config
+        self.events = Events(config.place)
         environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        if home is None:
+            home = config.directory.parent
+        else:
+            environment["TMPDIR"] = str(home)
+        home.mkdir(parents=True, exist_ok=True)
+        settings, self._log = home / f"{config.name}.yaml", home / f"{config.name}.log"
+        settings.write_text(config.to_yaml(), encoding="utf-8")
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "orchestration", "train", str(settings), *options],
@@ -49,11 +58,9 @@ class Driver:
 
     def rows(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The run's metrics so far."""
-        if not (self.run_folder / "config.yaml").exists():
-            return []
         try:
-            return Run(self.run_folder).metrics(kind)
-        except ValueError:  # being written
+            return Run(self.config.place).metrics(kind)
+        except (UserError, ValueError):  # not there yet, being written
             return []
 
     def step(self) -> int:
@@ -81,7 +88,7 @@ class Driver:
         """Wait for the run's end, which must be a good one."""
         code = self.process.wait(seconds)
         assert code == 0, self.said
-        return Run(self.run_folder)
+        return Run(self.config.place)
 
     def stop(self) -> None:
         """End the process at once, as a lost machine does."""

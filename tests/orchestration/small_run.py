@@ -28,11 +28,16 @@ def disturbed(model: MaskedDiffusion, seed: int, scale: float = 0.2) -> MaskedDi
 
 def write_run(folder: Path, *overrides: str, seed: int = 0, step: int = 7) -> Path:
     """A run of a tiny text8 network with one checkpoint at `step`; returns its folder."""
+    return make_run(str(folder), *overrides, seed=seed, step=step).path
+
+
+def make_run(runs: str, *overrides: str, seed: int = 0, step: int = 7) -> Run:
+    """The same below a path or a url."""
     config = load(
         "pydocs-tiny",
         [
             "name=small",
-            f"runs={folder}",
+            f"runs={runs}",
             f"data.length={LENGTH}",
             "model.network.feature_dim=16",
             "model.network.heads=2",
@@ -43,7 +48,7 @@ def write_run(folder: Path, *overrides: str, seed: int = 0, step: int = 7) -> Pa
     )
     run = Run.create(config)
     write_checkpoint(run, disturbed(build(config.model), seed), step)
-    return run.path
+    return run
 
 
 def write_checkpoint(run: Run, model: MaskedDiffusion, step: int) -> None:

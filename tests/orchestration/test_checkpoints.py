@@ -77,6 +77,22 @@ def test_newest_comes_first_and_old_ones_are_retired(saved, state):
     assert latest["folder"] == checkpoints.committed_in(saved)[0].name
 
 
+def test_what_counts_before_a_commit_decides_about_it(place, state):
+    """It is done when all files are written and the checkpoint is not there yet; if it fails, there will be none."""
+    found = []
+
+    def fail() -> None:
+        found.append((len(place.list()), checkpoints.committed_in(place)))
+        raise OSError("no metrics")
+
+    writer = Writer(place, Retention(), fail)
+    writer.save(state, 10, {"config": {}, "run": "test"})
+    writer.finish()
+    assert [news.error for news in writer.news()] == ["no metrics"]
+    assert found == [(5, [])]  # one file of each kind, and the note
+    assert not place.list()
+
+
 def test_every_nth_and_the_best_stay(place, state):
     bounds = {10: 3.0, 20: 1.0, 30: 2.0, 40: 2.5, 50: 2.6}
     for step, bound in bounds.items():

@@ -6,6 +6,7 @@ Whatever happens, the run ends with the rows of the undisturbed one, step by ste
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from orchestration.runs import Run
 from orchestration.train import train
 from tests.nodes import nodes
 from tests.orchestration.driver import Driver, wait_for
+from tests.s3 import BUCKET
 
 STEPS = 150
 SETTINGS = [  # many small passes: steps so long that a node can join before the last
@@ -47,8 +49,8 @@ def drive(tiny, cluster):
     """`drive("key=value", ...)` -> Driver of the tiny run on the cluster."""
     drivers: list[Driver] = []
 
-    def start(*overrides: str, options: tuple[str, ...] = ()) -> Driver:
-        drivers.append(Driver(tiny(*SETTINGS, *overrides), cluster.address, *options))
+    def start(*overrides: str, options: tuple[str, ...] = (), home: Path | None = None) -> Driver:
+        drivers.append(Driver(tiny(*SETTINGS, *overrides), cluster.address, *options, home=home))
         return drivers[-1]
 
     yield start
@@ -189,6 +191,42 @@ def test_a_killed_driver_is_resumed(drive, second_node, undisturbed):
     assert [one["workers"] for one in started] == [2, 2]
     assert started[1]["step"] >= 10
     assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_run_in_s3_moves_to_machines_that_share_nothing(drive, cluster, s3, tmp_path, undisturbed):
+    """Driver and first worker on different machines, each with temporary files of its own; then all of them are lost,
+    and others go on. A twentieth of the requests fail."""
+    s3.fails(0.05, seed=1)
+    runs = f"runs=s3://{BUCKET}/runs"
+    for name in ("laptop", "a", "other laptop", "b"):
+        (tmp_path / name).mkdir()
+    cluster.ensure(0)
+    node = cluster.add(TMPDIR=str(tmp_path / "a"))
+    first = drive(runs, "train.workers=1", home=tmp_path / "laptop")
+    first.wait_for_step(12)
+    first.stop()
+    cluster.kill(node)
+    cluster.add(TMPDIR=str(tmp_path / "b"))
+    second = drive(runs, "train.workers=1", options=("--resume",), home=tmp_path / "other laptop")
+    run = second.finish()
+    assert f"continuing {run.place} from step" in second.said
+    assert_same(run, undisturbed)
+    assert [one["bits_per_token"] for one in run.metrics("train")] == [
+        one["bits_per_token"] for one in undisturbed.metrics("train")
+    ]
+    started = run.metrics("start")
+    assert len(started) == len(second.events.read("workers")) == 2
+    assert started[1]["step"] >= 10
+    assert 0 <= second.events.read("workers")[1]["lost"] <= 40
+    # Only the first worker's machines have something of the run, and nothing that others read.
+    written = [
+        sorted((tmp_path / name).glob("md4-runs-*/elastic-*/metrics.jsonl"))
+        for name in ("a", "b", "laptop", "other laptop")
+    ]
+    assert [len(one) for one in written] == [1, 1, 0, 0]
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def scrape(port: int, patience: float = 20) -> dict[str, float]:
 
 def test_rows_are_told_when_asked(tiny, port):
     config = tiny("train.steps=30", f"tracking.prometheus_port={port}")
-    trackers = Trackers(config, Run.create(config), 0)
+    trackers = Trackers(config, Run.create(config).path, 0)
     assert scrape(port) == {"md4_step": 0, "md4_steps": 30}
     trackers.log(
         {

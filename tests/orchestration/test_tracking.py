@@ -22,7 +22,7 @@ def run(tiny):
 def test_rows_reach_every_backend(run, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_SERVICE", "that of a driver, which is not to be used")
-    trackers = Trackers(run.config, run, first_step=0)
+    trackers = Trackers(run.config, run.path, first_step=0)
     for row in ROWS:
         trackers.log(row)
         assert json.loads(run.metrics_file.read_text().splitlines()[-1]) == row  # on the disk at once

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -14,11 +15,15 @@ from md4.errors import UserError
 from orchestration import checkpoints
 from orchestration.audit import audit, compare
 from orchestration.config import Config, load
+from orchestration.events import Events
 from orchestration.runs import Run, load_model
+from orchestration.status import status
 from orchestration.train import check, train
 from pipelines.config import prepared_path
 from pipelines.manifest import Manifest
+from pipelines.row_cache import private_folder
 from tests.orchestration.conftest import tiny_settings, write_corpus
+from tests.s3 import BUCKET
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 STEPS = 50
@@ -143,6 +148,42 @@ def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tiny):
     resumed, expected = final_state(run), final_state(undisturbed[0])
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_a_killed_run_in_s3_resumes_on_a_machine_that_has_nothing_of_it(undisturbed, tiny, s3):
+    """A tenth of the requests fail. The first worker dies when a checkpoint is written and not yet committed; what its
+    machine has of the run is deleted."""
+    config = tiny(*LONG, f"runs=s3://{BUCKET}/runs", "tracking.tensorboard=true")
+    s3.fails(0.1, seed=4)
+    uncommitted = s3.hold(r"PUT .*/step-00000030-\w+/manifest\.json")
+
+    def kill_rank_0() -> None:
+        uncommitted.came.wait()
+        os.kill(Run(config.place).metrics("start")[-1]["pid"], signal.SIGKILL)
+        uncommitted.release(passes=False)
+
+    thread = threading.Thread(target=kill_rank_0, daemon=True)
+    thread.start()
+    with pytest.raises(UserError, match=f"continue from the last checkpoint of {config.place} with --resume"):
+        train(config, report=print)
+    thread.join()
+    assert {row["step"] for row in Run(config.place).metrics("train")} >= set(range(1, 31))  # of before the commit
+    shutil.rmtree(private_folder("runs"))
+    said: list[str] = []
+    run = train(config, resume=True, report=said.append).run
+    assert f"continuing s3://{BUCKET}/runs/tiny from step 20" in said
+    assert any(line.startswith("step 50/50") and "tokens/s" in line for line in said)
+    assert ledgers(run) == ledgers(undisturbed[0])
+    assert losses(run) == losses(undisturbed[0])
+    resumed, expected = final_state(run), final_state(undisturbed[0])
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    found = status(run.place)
+    assert (found.state, found.step) == ("finished", STEPS)
+    assert [one["workers"] for one in Events(run.place).read("workers")] == [2, 2]
+    there = {path.partition("/")[0] for path in run.place.list()}
+    assert there == {"checkpoints", "config.yaml", "events.jsonl", "metrics.jsonl", "progress.json", "tensorboard"}
+    assert len([path for path in run.place.list() if path.startswith("tensorboard/")]) == 2
+    assert sum(s3.failed.values()) > 10
 
 
 def test_a_run_that_moves_between_workers_and_stages_keeps_its_curve_and_ledger(undisturbed, tiny):

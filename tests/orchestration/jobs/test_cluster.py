@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from md4.errors import UserError
-from orchestration.jobs import Job, Jobs, State
-from orchestration.jobs.client import Refused
+from orchestration.cli import main
+from orchestration.jobs import Job, Jobs, State, following
+from orchestration.jobs.connection import Refused
 from orchestration.jobs.package import pack
 from orchestration.jobs.submission import resubmit
 from orchestration.runs import Run
@@ -21,6 +22,7 @@ from tests.orchestration.conftest import tiny_settings
 from tests.orchestration.driver import wait_for
 from tests.orchestration.jobs.conftest import SECRET
 from tests.orchestration.jobs.door import Door
+from tests.orchestration.jobs.head import CPUS
 
 SOON = 120.0  # seconds: for what takes one on a machine that is not busy
 # A real job of the cluster that says a line whenever a file appears.
@@ -43,6 +45,24 @@ def said(command: subprocess.Popen[str], seconds: float = SOON) -> tuple[int, st
     """Exit code and all that was printed."""
     out, _ = command.communicate(timeout=seconds)
     return command.returncode, out
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """`here("jobs", "list")` -> exit code and all that was printed, of a command in this process, which has imported
+    what it needs."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["md4", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        found = capsys.readouterr()
+        return code, found.out + found.err
+
+    return run
 
 
 def read_until(command: subprocess.Popen[str], text: str) -> None:
@@ -80,8 +100,9 @@ class Follower:
         return self.outcome
 
 
-def send_lines(jobs: Jobs, submission_id: str, folder: Path) -> None:
-    assert jobs.send(submission_id, LINES.format(folder=folder), {}, {"md4/name": submission_id, "md4/verb": "train"})
+def send_lines(jobs: Jobs, submission_id: str, folder: Path, **resources: float) -> None:
+    facts = {"md4/name": submission_id, "md4/verb": "train"}
+    assert jobs.send(submission_id, LINES.format(folder=folder), {}, facts, **resources)
 
 
 def test_an_id_is_there_once_and_a_mistake_is_not_tried_again(sender):
@@ -150,6 +171,20 @@ def test_a_token_that_is_wrong_or_missing_is_named(sender, tmp_path, monkeypatch
         Jobs().known()
 
 
+def test_who_follows_a_job_that_has_not_begun_is_told_why(sender, tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "_LOOK_SECONDS", 0.2)
+    jobs = Jobs()
+    send_lines(jobs, "first-1", tmp_path, entrypoint_num_cpus=CPUS)
+    wait_for(lambda: jobs.state("first-1") == State.RUNNING, SOON, "the job that takes all CPUs")
+    assert jobs.send("second-1", "true", {}, {"md4/name": "second"}, entrypoint_num_cpus=1)
+    follower = Follower(jobs, "second-1")
+    follower.wait_for("md4: second-1 is pending: Job has not started yet. It may be waiting for resources")
+    for name in "123":
+        (tmp_path / name).touch()
+    assert follower.end() == State.SUCCEEDED
+    assert len([line for line in follower.lines if "is pending" in line]) == 1
+
+
 def test_a_job_that_the_cluster_does_not_know_is_named(sender):
     jobs = Jobs()
     for ask in (jobs.find, jobs.stop, lambda which: jobs.follow(which, print)):
@@ -183,11 +218,10 @@ def test_a_secret_reaches_the_workers_and_is_nowhere_written(sender):
     assert SECRET not in kept
 
 
-def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, s3, corpus, data_directory, tmp_path):
+def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, here, s3, corpus, data_directory, tmp_path):
     settings = tiny_settings(corpus, data_directory, tmp_path / "runs")
-    command = md4("submit", "--wait", "0", "train", "pydocs-tiny", *settings, "name=nobucket",
-                  "checkpoint.directory=s3://absent-bucket/x")  # fmt: skip
-    code, out = said(command)
+    wrong = ["name=nobucket", "checkpoint.directory=s3://absent-bucket/x"]
+    code, out = here("submit", "--wait", "0", "train", "pydocs-tiny", *settings, *wrong)
     assert code == 2, out
     assert "the bucket 'absent-bucket' does not exist" in out
     assert "failure 1 of" not in out
@@ -195,7 +229,7 @@ def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, s3, corpus, data_
     assert not (tmp_path / "runs").exists()
 
 
-def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, corpus, data_directory, tmp_path):
+def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, here, corpus, data_directory, tmp_path):
     def settings(runs: str) -> list[str]:
         return [*tiny_settings(corpus, data_directory, tmp_path / runs), "train.steps=4", "train.workers=1"]
 
@@ -206,19 +240,19 @@ def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, co
     first.wait()
 
     # Other settings under the same name are refused while it runs; the same ones follow it to its end.
-    code, out = said(md4(*ours, "train.steps=5"))
+    code, out = here(*ours, "train.steps=5")
     assert code == 2, out
     assert "tiny-1 is running, and another job" in out
-    code, out = said(md4(*ours))
+    code, out = here(*ours)
     assert code == 0, out
     assert "tiny-1 is the same, and running: nothing new is submitted" in out
     assert "done: step 4" in out
-    code, out = said(md4(*ours))
+    code, out = here(*ours)
     assert code == 0, out
     assert "tiny-1 is the same, and has succeeded" in out
 
     # What --dry-run prints as the plain command does the same.
-    code, out = said(md4("submit", "--dry-run", "train", "pydocs-tiny", *settings("plain"), "name=plain"))
+    code, out = here("submit", "--dry-run", "train", "pydocs-tiny", *settings("plain"), "name=plain")
     assert code == 0, out
     plain = next(line for line in out.splitlines() if line.strip().startswith("ray job submit"))
     done = subprocess.run(plain, shell=True, env=os.environ, capture_output=True, text=True, timeout=2 * SOON)
@@ -227,16 +261,16 @@ def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, co
     mine, other = Run(tmp_path / "ours" / "tiny"), Run(tmp_path / "plain" / "plain")
     assert figures(mine) == figures(other)
     assert weights(mine) == weights(other)
-    code, out = said(md4("jobs", "list", "--label", "owner=anna", "--name", "tiny"))
+    code, out = here("jobs", "list", "--label", "owner=anna", "--name", "tiny")
     assert code == 0, out
     assert [word for word in ("tiny", "train", "succeeded", "owner=anna", str(mine.path)) if word not in out] == []
 
 
-def test_a_stopped_job_ends_with_its_own_code(sender, corpus, data_directory, tmp_path):
+def test_a_stopped_job_ends_with_its_own_code(sender, here, corpus, data_directory, tmp_path):
     settings = [*tiny_settings(corpus, data_directory, tmp_path / "runs"), "name=stopped", "train.steps=100000"]
     command = md4("submit", "train", "pydocs-tiny", *settings)
     read_until(command, "job: md4 train")
-    code, out = said(md4("jobs", "stop", "stopped"))
+    code, out = here("jobs", "stop", "stopped")
     assert code == 0, out
     assert "stopped-1 was asked to end" in out
     code, out = said(command)

@@ -1,4 +1,4 @@
-"""The service as its users meet it: a real Ray Serve, a real HTTP client, run folders on disk."""
+"""The service as its users meet it: a real Ray Serve, a real HTTP client, run folders on disk and in S3."""
 
 import asyncio
 import json
@@ -26,7 +26,8 @@ from orchestration.serving.events import Event, played
 from orchestration.serving.models import UnknownModel
 from tests.orchestration.driver import wait_for
 from tests.orchestration.serving.processes import replicas
-from tests.orchestration.small_run import LENGTH, disturbed, write_checkpoint, write_run
+from tests.orchestration.small_run import LENGTH, disturbed, make_run, write_checkpoint, write_run
+from tests.s3 import BUCKET
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -42,8 +43,10 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs"), "sampling={sampler: first_hitting}", seed=1, step=3)
+def other(s3_server):
+    """A run in S3."""
+    s3_server.reset()
+    return make_run(f"s3://{BUCKET}/runs", "sampling={sampler: first_hitting}", seed=1, step=3).address
 
 
 @pytest.fixture(scope="module")
@@ -171,14 +174,16 @@ def test_who_leaves_is_not_worked_for_and_figures_tell(server, client):
     assert figure(server.metrics_url, "call_seconds_count") > 20
 
 
-def test_newer_weights_are_taken_and_nothing_is_dropped(client, run):
+def test_newer_weights_are_taken_and_nothing_is_dropped(client, run, other):
     """Last but two, as the weights are others from here on."""
     config = Run(run).config
     with client.stream("POST", "/v1/samples", json={**LONG, "stream": True}) as response:
         events = events_of(response)
         begun = next(events)
         write_checkpoint(Run(run), disturbed(build(config.model), 9), 8)
+        write_checkpoint(Run(other), disturbed(build(config.model), 9), 4)
         wait_for(lambda: client.get("/healthz").json()["models"]["small"]["step"] == 8, 30, "newer weights")
+        wait_for(lambda: client.get("/healthz").json()["models"]["other"]["step"] == 4, 30, "those in S3")
         (done,) = [event for event in events if isinstance(event, dict)]
     assert begun.model.step == done["answer"]["model"]["step"] == 7  # with the weights that it began with
     new = load_model(run)
