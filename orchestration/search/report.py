@@ -61,6 +61,7 @@ def winner(study: Study, ranked: list[Ranked]) -> str:
     for part, names in {
         "train": ("spare",),
         "checkpoint": ("every", "seconds", "directory", "keep", "keep_every", "keep_best"),
+        "evaluation": ("suite",),
         "tracking": ("prometheus_port",),
     }.items():
         given = base.get(part) or {}

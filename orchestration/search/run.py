@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,9 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consider boosting PBT performance")  # a trainer is not to be used twice
+        tuner.fit()
     for one in study.trials:
         give_back(one)
     shutil.rmtree(notes, ignore_errors=True)

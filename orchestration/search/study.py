@@ -35,6 +35,7 @@ FOLLOWS = {
     "train.steps": "search.budget",
     "train.start_from": "the study",
     "evaluation.every": "search.rounds",
+    "evaluation.suite": "the study: a suite beside a trial would take the place of another one",
     "checkpoint.every": "search.rounds",
     "checkpoint.seconds": "search.rounds",
     "checkpoint.directory": "the study's folder",
@@ -309,6 +310,7 @@ def trial_config(
             "train.start_from": start_from,
             "train.spare": tree.get("train", {}).get("spare", False),  # a trial is not worth a process that waits
             "evaluation.every": given.every,
+            "evaluation.suite": None,
             "checkpoint.every": given.every,
             "checkpoint.seconds": 0,
             "checkpoint.directory": None,
