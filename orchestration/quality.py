@@ -111,7 +111,7 @@ class Plan:
         """UserError for measures that don't fit the model or each other, and for what can't be sampled."""
         settings = _grid(loaded.config.sampling, wanted)
         _check(loaded, wanted)
-        request = Request(count=wanted.count, length=wanted.length, seed=wanted.seed, label=_first_label(loaded))
+        request = Request(count=wanted.count, length=wanted.length, seed=wanted.seed, label=first_label(loaded))
         canvas_of(loaded, request)  # refuses a length, count or seed that can't be sampled
         return cls(loaded, wanted, request, settings, _read(_open_data(loaded, wanted, say), wanted))
 
@@ -239,7 +239,7 @@ def _measure(loaded: Loaded, wanted: Wanted, real: _References, say: Callable[[s
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """Samples of one setting."""
 
     tokens: np.ndarray  # [N, L] int64
@@ -247,6 +247,7 @@ class _Drawn:
     mode: str
     network_calls: int
     calls: float  # of a sample, on average
+    calls_error: float  # standard error of that
     seconds: float
 
 
@@ -254,8 +255,8 @@ def _measured(
     loaded: Loaded, wanted: Wanted, request: Request, real: _References, measures: Measure
 ) -> tuple[QualityReport, dict[str, Contributions]]:
     began = perf_counter()
-    labels, origin = _labels(loaded, wanted.count, real.labels)
-    drawn = _sample(loaded, request, labels, wanted.batch_size)
+    labels, origin = classes_of(loaded, wanted.count, real.labels)
+    drawn = draw_rows(loaded, request, labels, wanted.batch_size)
     measured = measures(drawn.tokens)
     found = measured.parts
     settings = drawn.settings.model_dump(mode="json", exclude_none=True)
@@ -289,7 +290,7 @@ def _measured(
     return report, measured.samples
 
 
-def _sample(loaded: Loaded, request: Request, labels: Tensor | None, batch_size: int) -> _Drawn:
+def draw_rows(loaded: Loaded, request: Request, labels: Tensor | None, batch_size: int) -> Drawn:
     """The samples of a request, batch after batch: a row's tokens don't depend on its company."""
     began = perf_counter()
     job = replace(canvas_of(loaded, request), labels=labels)
@@ -304,21 +305,23 @@ def _sample(loaded: Loaded, request: Request, labels: Tensor | None, batch_size:
                 )
             parts.append(part)
             bar.advance(task, len(part.tokens))
-    return _Drawn(
+    calls = torch.cat([part.calls for part in parts]).double()
+    return Drawn(
         tokens=np.concatenate([part.tokens.cpu().numpy() for part in parts]),
         settings=getattr(parts[0], "settings", request.settings),
         mode=parts[0].mode,
         network_calls=sum(part.network_calls for part in parts),
-        calls=float(torch.cat([part.calls for part in parts]).double().mean()),
+        calls=float(calls.mean()),
+        calls_error=float(calls.std()) / len(calls) ** 0.5,
         seconds=perf_counter() - began,
     )
 
 
-def _first_label(loaded: Loaded) -> int | None:
+def first_label(loaded: Loaded) -> int | None:
     return 0 if loaded.config.model.classes else None
 
 
-def _labels(loaded: Loaded, count: int, real: np.ndarray | None) -> tuple[Tensor | None, str | None]:
+def classes_of(loaded: Loaded, count: int, real: np.ndarray | None) -> tuple[Tensor | None, str | None]:
     """Classes `[count]` of the samples: those of the references in turn, else all classes in turn; and which it is."""
     classes = loaded.config.model.classes
     if not classes:

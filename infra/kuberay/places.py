@@ -13,7 +13,8 @@ from pipelines.storage import Folder
 
 MOUNT = "/storage"  # of the volume, in every pod
 _ELSEWHERE = ("s3://", "http://", "https://")
-_WRITTEN = ("runs", "data.directory", "checkpoint.directory", "evaluation.suite_results")  # folders that the run writes
+# Folders that are written.
+_WRITTEN = ("runs", "data.directory", "checkpoint.directory", "evaluation.suite_results", "registry")
 
 
 class Places:
@@ -61,7 +62,7 @@ class Places:
             raise UserError(f"{key}={place} leads out of the current folder: it has no place below --storage")
         found = f"{self.base}/{path}"
         if key not in _WRITTEN:
-            if self.claim is None and not key.endswith("path"):
+            if self.claim is None and not key.endswith(("path", "texts")):
                 raise UserError(f"{key}={place} is read as a file: on pods it needs a volume, --storage pvc:NAME")
             self.needed.append(found)
         return found
@@ -94,6 +95,8 @@ def _places(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
         yield evaluation, "suite_results", "evaluation.suite_results"
         if evaluation["suite"] not in suite_names():
             yield evaluation, "suite", "evaluation.suite"
+    if tree["serving"]["canary"]["texts"] is not None:
+        yield tree["serving"]["canary"], "texts", "serving.canary.texts"
     for name in ("keys", "access_log"):
         if tree["serving"][name] is not None:
             yield tree["serving"], name, f"serving.{name}"

@@ -52,6 +52,8 @@ def kuberay(
     keep: Annotated[int, typer.Option(min=0, help="job: seconds for which its cluster stays after its end")] = 3600,
     entry: Annotated[str | None, typer.Option(help="cron: the entry of `md4 cron` in --store")] = None,
     store: Annotated[str | None, typer.Option(help="cron: where entries lie, for pods too: s3://bucket/cron")] = None,
+    model: Annotated[str | None, typer.Option(help="service: MODEL@NAME in --registry, not the run")] = None,
+    registry: Annotated[str | None, typer.Option(help="service: where --model is, for pods: s3://bucket/...")] = None,
     out: Annotated[Path | None, typer.Option(help="file to write; else it is printed")] = None,
 ) -> None:
     """KubeRay manifests: RayCluster, RayJob, RayService, RayCronJob. Asks no cluster; next: kubectl apply -f FILE."""
@@ -80,6 +82,8 @@ def kuberay(
         time_limit=duration(time_limit, "--time-limit"),
         keep=keep,
         store=store,
+        model=model,
+        registry=registry,
     )
     options.check()
     found = None

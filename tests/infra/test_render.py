@@ -279,6 +279,16 @@ def test_the_service_answers_at_all_addresses_with_the_run_of_the_volume(example
     assert stepwise["rayClusterConfig"]["enableInTreeAutoscaling"] is True
 
 
+def test_the_service_of_a_name_knows_its_registry():
+    asked = {"kind": "service", "storage": None, "secrets": ("s3",), "model": "small@production"}
+    asked |= {"registry": "s3://b/registry"}
+    service = one(rendered("runs=s3://b/runs", "serving.canary.texts=s3://b/texts.txt", **asked), "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["models"] == {"small": "small@production"}
+    assert application["args"]["registry"] == "s3://b/registry"
+    assert application["args"]["serving"]["canary"] == {"texts": "s3://b/texts.txt"}
+
+
 def test_a_runs_own_figures_have_a_port(examples):
     ports = container_of(group_of(examples["multi-node"])["template"])["ports"]
     assert {"name": "md4-metrics", "containerPort": 9400} in ports
@@ -385,6 +395,10 @@ def test_labels_of_ones_own_do_not_hide_those_that_pods_are_found_by():
         ([], {"kind": "cron", "store": "cron"}, "--store cron must be s3://bucket/prefix"),
         (["serving.rate_storage=async+redis://u:abc123@host"], {}, "serving.rate_storage looks like a secret"),
         (["serving.port=0"], {"kind": "service"}, "serving.port=0"),
+        ([], {"model": "small@production", "registry": "s3://b/r"}, "--kind job serves nothing"),
+        ([], {"kind": "service", "model": "small@production"}, "go together"),
+        ([], {"kind": "service", "model": "small", "registry": "s3://b/r"}, "must be MODEL@NAME"),
+        ([], {"kind": "service", "model": "small@production", "registry": "s3://b/r"}, "say --secret NAME"),
         (["serving.num_gpus=0.5"], {"kind": "service"}, "serving.num_gpus=0.5: a pod has whole GPUs"),
         (["serving.keys=keys"], {"kind": "service", "storage": "s3://b/m", "secrets": ("s3",)}, "serving.keys=keys"),
     ],

@@ -140,9 +140,16 @@ def test_the_verbs_take_a_url(s3, monkeypatch, capsys, corpus, tmp_path, place):
     assert json.loads(place.read("samples/step-00000007-seed-5.json"))["samples"][0]["seed"] == 5
     same("evaluate", "--rows", "4", "--draws", "1")
     assert place.exists("reports/likelihood-validation-step-00000007-seed-0.md")
-    found = said("grid", url, "--steps", "4", "--rows", "2", "--points", "8").splitlines()[-1].rpartition("=")[2]
-    assert found.startswith(f"{url}/reports/grid-4")
-    assert "written: " in said("sample", url, f"grid={found}")
+    written, following = said("grid", url, "--steps", "4", "--rows", "2", "--points", "8").splitlines()[-2:]
+    assert following == f"next: md4 sample {url} grid=searched steps=4"
+    assert place.exists("grids/searched-4.json")
+    file = written.removeprefix("written: ")
+    assert file.startswith(f"{url}/reports/grid-4")
+    for grid in (("grid=searched", "steps=4"), (f"grid={file}",)):
+        assert "written: " in said("sample", url, *grid)
+    card = said("card", url)
+    assert "`grid=searched steps=4`" in card
+    assert "reports/likelihood-validation-step-00000007-seed-0.json" in card
     assert json.loads(said("status", url, "--json"))["checkpoint_step"] == 7
     said("export", url, str(tmp_path / "export"))
     said("export", str(here), str(tmp_path / "expected"))

@@ -107,7 +107,7 @@ def send_lines(jobs: Jobs, submission_id: str, folder: Path, **resources: float)
 
 def test_an_id_is_there_once_and_a_mistake_is_not_tried_again(sender):
     jobs = Jobs()
-    job = Job(verb="evaluate", arguments=("/absent/run",), name="absent", labels={"owner": "anna"})
+    job = Job(verb="evaluate", arguments=("/absent/run",), name="absent", labels={"owner": "anna"}, num_cpus=0.5)
     assert jobs.state("absent-1") is None
     assert jobs.submit(job, "absent-1")
     assert not jobs.submit(job, "absent-1")
@@ -124,6 +124,8 @@ def test_an_id_is_there_once_and_a_mistake_is_not_tried_again(sender):
     again = resubmit(jobs, "absent", lambda _: None)
     assert again == "absent-2"
     assert jobs.follow(again, lambda _: None) == State.FAILED
+    first, second = jobs.known("absent")
+    assert first.metadata["md4/cpus"] == second.metadata["md4/cpus"] == "0.5"
 
 
 def test_the_log_goes_on_after_a_lost_connection_and_a_new_token(sender, tmp_path, monkeypatch):
@@ -231,7 +233,12 @@ def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, here, s3, corpus,
 
 def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, here, corpus, data_directory, tmp_path):
     def settings(runs: str) -> list[str]:
-        return [*tiny_settings(corpus, data_directory, tmp_path / runs), "train.steps=4", "train.workers=1"]
+        return [
+            *tiny_settings(corpus, data_directory, tmp_path / runs),
+            "train.steps=4",
+            "train.workers=1",
+            "train.spare=false",
+        ]
 
     ours = ["submit", "--label", "owner=anna", "train", "pydocs-tiny", *settings("ours")]
     first = md4(*ours)
