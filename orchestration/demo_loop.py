@@ -42,10 +42,10 @@ class Sizes:
     """How much is done."""
 
     preset: str = "pydocs-tiny"
-    settings: tuple[str, ...] = ("train.workers=1",)
+    settings: tuple[str, ...] = ("train.workers=1", "train.batch_size=32", "optimizer.warmup=20")
     searches: tuple[tuple[str, str], ...] = (("asha", "schedules"), ("pbt", "population"))  # scheduler, space
     search: tuple[str, ...] = ("search.trials=8", "search.budget=655360", "search.rounds=4")
-    steps: int = 800  # of the winner
+    steps: int = 2400  # of the winner
     suite: str = "pydocs"
     requests: int = 40  # answered by a candidate before it is signed off
     share: float = 0.5  # of the requests, that it gets
