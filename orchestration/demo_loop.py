@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ def describe(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def main() -> None:
+def main(sizes: Sizes = Sizes()) -> None:
     demo = Demo(FOLDER)
     demo.keep_earlier()
     FOLDER.mkdir()
@@ -258,7 +258,9 @@ def main() -> None:
         demo.show_command(f"ray start --head   # its dashboard: {access['RAY_API_SERVER_ADDRESS']}")
         os.chdir(FOLDER)
         os.environ |= {**access, "MD4_PLACE": str(Path.cwd())}
-        found = Loop(Sizes(), demo).play()
+        # A job starts in a folder of Ray's: what it is to find has a whole path.
+        data = f"data.directory={Path.cwd() / 'data'}"
+        found = Loop(replace(sizes, settings=(*sizes.settings, data)), demo).play()
     found["seconds"] = demo.seconds
     Path("summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     demo.console.rule("[bold]what happened")
