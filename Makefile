@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup chromium demo demo-images test test-slow lint format bench clean
+.PHONY: help setup chromium demo demo-images demo-loop test test-slow lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ demo: $(STAMP)  ## prepare, train, evaluate, sample, serve: the whole line, abou
 
 demo-images: $(STAMP)  ## the same for pixels: handwritten digits, real, noised, denoised and new, in a picture
 	@$(BIN)/python -m orchestration.demo_images
+
+demo-loop: $(STAMP)  ## search, train, evaluate by a clock, promote by rule, serve, refuse, roll back
+	@$(BIN)/python -m orchestration.demo_loop
 
 test: $(STAMP) chromium  ## what CI runs
 	@echo "test: first what needs no Ray, in two processes; then what shares a Ray cluster"

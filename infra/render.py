@@ -24,6 +24,7 @@ from md4.errors import UserError
 from orchestration.config import Config
 from orchestration.jobs import Job, secrets
 from orchestration.jobs.spec import make
+from orchestration.registry.words import split
 from orchestration.serving.config import ServingConfig
 from pipelines import named
 
@@ -55,10 +56,9 @@ def render(config: Config, options: Options, command: Sequence[str], entry: "Ent
     frame = replace(frame, claim=places.claim, cache=f"{MOUNT}/cache" if shared else pods.CACHE)
     if options.kind == "service":
         size = sizes.of_serving(config, options.memory)
-        run = f"{tree['runs']}/{config.name}"
-        places.needed.append(run)
+        models, registry = _served(config, options, places, tree)
         serving = ServingConfig.model_validate(tree["serving"])
-        objects = kinds.ray_service(frame, serving, size, {config.name: run})
+        objects = kinds.ray_service(frame, serving, size, models, registry)
     else:
         size = sizes.of_training(config, options.workers_per_pod, options.gpu_memory, options.memory)
         if options.kind == "cluster":
@@ -88,6 +88,18 @@ def _clock(frame: Frame, entry: "Entry", cluster: str, store: str) -> tuple[list
         "no time runs twice and overlap is decided there, also with `md4 cron run` beside it"
     )
     return kinds.ray_cron_job(frame, entry, cluster, command), [note]
+
+
+def _served(
+    config: Config, options: Options, places: Places, tree: dict[str, Any]
+) -> tuple[dict[str, str], str | None]:
+    """What a service serves, by name, and the registry that it comes from: the run, or what a name stands for."""
+    if options.model is None or options.registry is None:
+        run = f"{tree['runs']}/{config.name}"
+        places.needed.append(run)
+        return {config.name: run}, None
+    model, _ = split(options.model)
+    return {model: options.model}, places.put("registry", options.registry)
 
 
 def _fetched(config: Config, tree: dict[str, Any]) -> Iterator[str]:
@@ -135,7 +147,7 @@ def _check(config: Config, options: Options, tree: dict[str, Any]) -> None:
             f"--spot {options.spot} with train.workers={train.workers}: one machine that is taken away stops all; "
             f"say train.workers=1..{train.most_workers}, and the run goes on with those that are left"
         )
-    if _uses_s3(tree) and not options.secrets and options.service_account is None:
+    if _uses_s3([tree, options.registry]) and not options.secrets and options.service_account is None:
         raise UserError(
             "the run reads or writes S3: say --secret NAME, a Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
             "and, where it isn't Amazon's, AWS_ENDPOINT_URL; or --service-account NAME of one that has access"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from md4 import documents
 from md4.objectives import Loss, MaskedDiffusion
 from md4.schedules import LearnedPolynomial
+from md4.times import UNIFORM, Times
 
 
 class Terms(NamedTuple):
@@ -37,6 +38,11 @@ class Terms(NamedTuple):
     score: Tensor  # [B], what carries the score-function gradient; its value means nothing
     reconstruction: Tensor  # [B], R
     hidden: Tensor  # [B], hidden tokens of a copy, on average
+
+    def weighed(self, weight: Tensor) -> "Terms":
+        """The parts that depend on the time, times weight [B]: both terms are linear in l."""
+        weight = weight.to(self.diffusion.dtype)
+        return self._replace(diffusion=self.diffusion * weight[:, None], score=self.score * weight)
 
     @property
     def loss(self) -> Loss:
@@ -51,7 +57,7 @@ class GenMD4(MaskedDiffusion):
     It computes in the dtype of its weights, float32 or float64; the schedule in float64 wherever the times are.
 
     Args:
-        network, vocab_size: see `MaskedDiffusion`.
+        network, vocab_size, times: see `MaskedDiffusion`.
         power_init: power of all tokens before training; 1 is the linear schedule.
         t1: the earliest time.
     """
@@ -59,8 +65,15 @@ class GenMD4(MaskedDiffusion):
     objective = "genmd4"
     masks_per_example = 2
 
-    def __init__(self, network: nn.Module, vocab_size: int, power_init: float = 1.0, t1: float = 1e-3):
-        super().__init__(network, vocab_size)
+    def __init__(
+        self,
+        network: nn.Module,
+        vocab_size: int,
+        power_init: float = 1.0,
+        t1: float = 1e-3,
+        times: Times = UNIFORM,
+    ):
+        super().__init__(network, vocab_size, times)
         self.schedule: LearnedPolynomial = LearnedPolynomial(vocab_size, power_init)
         self.t1 = t1
 
@@ -73,9 +86,12 @@ class GenMD4(MaskedDiffusion):
         real: Tensor | None = None,
     ) -> Loss:
         """Surrogate and bound of each example `[B]`; `uniforms` is `[B, 2, L]`. See `MaskedDiffusion.forward`."""
-        t = self.used_times(t)
+        drawn, t = t, self.used_times(t)
         powers = self.schedule()
-        return self.terms(tokens, self.corrupt(tokens, t, uniforms, powers, real), t, powers, labels, real).loss
+        terms = self.terms(tokens, self.corrupt(tokens, t, uniforms, powers, real), t, powers, labels, real)
+        if not self.times.uniform:
+            terms = terms.weighed(self.times.weight(drawn))
+        return terms.loss
 
     def used_times(self, t: Tensor) -> Tensor:
         """The times `[B]` in [t1, 1) that masking, network and weight see, for t [B] in [0, 1)."""

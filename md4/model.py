@@ -15,6 +15,7 @@ from md4.networks.unet import UNet, UNetConfig
 from md4.networks.uvit import UViT, UViTConfig
 from md4.objectives import MD4, MaskedDiffusion
 from md4.schedules import LearnedPolynomial, parse_schedule
+from md4.times import UNIFORM, Times
 
 NetworkConfig = TransformerConfig | UNetConfig | UViTConfig
 
@@ -38,6 +39,7 @@ class ModelConfig(BaseModel):
     power_init: float = Field(1.0, gt=0, description="power that genmd4's learned schedules start from")
     time: Literal["continuous", "discrete"] = Field("continuous", description="kind of time in the loss")
     timesteps: int = Field(1000, ge=1, description="steps of discrete time; unused in continuous time")
+    times: Times = Field(UNIFORM, description="what times of training are drawn from; the loss makes up for it")
     attention: Literal["full", "document"] = Field(
         "full",
         description="what a position of a text sees: full = its row, document = its own document alone. Documents end "
@@ -135,13 +137,14 @@ def _network(config: ModelConfig, compute: torch.dtype) -> Transformer | UNet | 
 def _assemble(config: ModelConfig, compute: torch.dtype) -> MaskedDiffusion:
     network = _network(config, compute)
     if config.objective == "genmd4":
-        return GenMD4(network, config.vocab_size, power_init=config.power_init)
+        return GenMD4(network, config.vocab_size, power_init=config.power_init, times=config.times)
     return MD4(
         network,
         parse_schedule(config.schedule),
         config.vocab_size,
         continuous=config.time == "continuous",
         timesteps=config.timesteps,
+        times=config.times,
     )
 
 

@@ -2,7 +2,8 @@
 
 Time t runs from 0 (clean) to 1 (all hidden). Each token is kept with probability alpha(t), else replaced by the mask
 id, which is `vocab_size`. One time serves a whole example, and the times of a global batch are stratified: one random
-offset and equal steps, so that every batch covers [0, 1) evenly.
+offset and equal steps, so that every batch covers [0, 1) evenly. They may be drawn from another density than the even
+one (md4/times.py); the loss is then weighed so that its mean is the same.
 
 `MaskedDiffusion` is the face that training, evaluation and checkpoints see; `MD4` hides all tokens alike, `GenMD4`
 (md4/genmd4.py) learns how fast each token is hidden.
@@ -12,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ from md4 import documents, noise
 from md4.errors import UserError
 from md4.masked_loss import IGNORED, Scores, plain_scores
 from md4.schedules import Schedule
+from md4.times import UNIFORM, Times
+
+if TYPE_CHECKING:
+    from md4.samplers.saved import Saved
 
 
 def stratified_times(u: Tensor | float, stratum: Tensor, batch_size: int) -> Tensor:
@@ -95,18 +100,21 @@ class MaskedDiffusion(nn.Module, ABC):
         network: `network(z [B, L], t [B], labels [B] | None)` -> float32 logits `[B, L, vocab_size]`. A network for
             images has a `shape` (H, W, C), and `[B, H, W, C]` in the place of `[B, L]`; here tokens are always flat.
         vocab_size: number of real tokens; the mask id is `vocab_size`.
+        times: what `noise` draws the times of training from, and `forward` makes up for.
     """
 
     objective: Literal["md4", "genmd4"]  # its name in configurations
     masks_per_example: int  # masked copies of an example in one training pass; its rows in the network
     schedule: Any  # a Schedule, or a module with parameters: see the subclasses
 
-    def __init__(self, network: nn.Module, vocab_size: int):
+    def __init__(self, network: nn.Module, vocab_size: int, times: Times = UNIFORM):
         super().__init__()
         self.network = network
+        self.times = times
         self.vocab_size = vocab_size
         self.mask_id = vocab_size
         self.shape: tuple[int, int, int] | None = getattr(network, "shape", None)
+        self.saved: Saved | None = None  # sampling settings that were found for it, by name
 
     def _network(self, z: Tensor, t: Tensor | float, labels: Tensor | None) -> Tensor:
         """The network's logits `[B, L, V]` for flat tokens z [B, L], whatever shape an example has there."""
@@ -142,7 +150,7 @@ class MaskedDiffusion(nn.Module, ABC):
 
         Args:
             tokens: clean tokens `[B, L]`, int64.
-            t: times `[B]` in [0, 1).
+            t: times `[B]` in [0, 1), of the density `times`.
             uniforms: in (0, 1), as `noise` makes them; a position stays visible iff its uniform is below its alpha(t).
             labels: classes `[B]`, for a class-conditional network.
             real: bool `[B, L]`, what is no padding; None: everything. Padding is never hidden and costs nothing: the
@@ -154,14 +162,14 @@ class MaskedDiffusion(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """What `forward` needs beside the data, by argument name, for the examples at `slots` [n] of batch `step`.
 
-        A pure function of (seed, step, slot): `t` float64 `[n]`, one stratified grid over the whole batch, and
+        A pure function of (seed, step, slot): `t` float64 `[n]`, of one stratified grid over the whole batch, and
         `uniforms` float64 `[n, L]`, or `[n, masks, L]` where an example is hidden more than once. The first axis of
         all of them may be cut into micro-batches. Raises UserError unless `slices` divides `batch_size`.
         """
         masks = self.masks_per_example
         uniforms = mask_uniforms(seed, step, slots, masks * length)
         return {
-            "t": global_times(seed, step, slots, batch_size, slices),
+            "t": self.times.draw(global_times(seed, step, slots, batch_size, slices)),
             "uniforms": uniforms if masks == 1 else uniforms.unflatten(1, (masks, length)),
         }
 
@@ -179,7 +187,7 @@ class MD4(MaskedDiffusion):
     """All tokens are hidden alike, by a fixed schedule.
 
     Args:
-        network, vocab_size: see `MaskedDiffusion`.
+        network, vocab_size, times: see `MaskedDiffusion`.
         schedule: how alpha falls with time.
         continuous: continuous time (every published model), or `timesteps` discrete ones.
     """
@@ -188,9 +196,15 @@ class MD4(MaskedDiffusion):
     masks_per_example = 1
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, vocab_size: int, continuous: bool = True, timesteps: int = 1000
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        vocab_size: int,
+        continuous: bool = True,
+        timesteps: int = 1000,
+        times: Times = UNIFORM,
     ):
-        super().__init__(network, vocab_size)
+        super().__init__(network, vocab_size, times)
         self.schedule: Schedule = schedule
         self.continuous = continuous
         self.timesteps = timesteps
@@ -204,10 +218,12 @@ class MD4(MaskedDiffusion):
         real: Tensor | None = None,
     ) -> Loss:
         """The negative ELBO of each example, float32 `[B]`; `uniforms` is `[B, L]`. See `MaskedDiffusion.forward`."""
-        t = self.used_times(t)
+        drawn, t = t, self.used_times(t)
         z = self.corrupt(tokens, t, uniforms)
         z = z if real is None else torch.where(real, z, tokens)
         nats = self.diffusion_nats(tokens, z, t, labels)
+        if not self.times.uniform:
+            nats = nats * self.times.weight(drawn).to(nats.dtype)
         count = tokens.shape[1] if real is None else real.sum(1).to(nats.dtype)
         nats = nats + self.reconstruction(count) + self.prior(count)
         return Loss(optimised=nats, bound=nats.detach(), hidden=(z == self.mask_id).sum(1).float())

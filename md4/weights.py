@@ -4,6 +4,7 @@
         model.safetensors    float32 weights by parameter name
         config.json          the model's configuration, how it is sampled, its symbols, the sha256 of the weights
         tokenizer.json       of vocabularies that such a file describes; needs the package `tokenizers` to be used
+        grids/               settings that were found for it, of `grid=searched` and `sampler=best`
 
     import md4
     model = md4.load("exports/mine")
@@ -36,6 +37,8 @@ from md4.errors import UserError
 from md4.model import ModelConfig, skeleton
 from md4.objectives import MaskedDiffusion
 from md4.samplers import Job, SamplingConfig, wording
+from md4.samplers.saved import FOLDER as GRIDS
+from md4.samplers.saved import Saved, SavedSettings
 from md4.text import Pieces, Symbols
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -53,6 +56,7 @@ class Card(BaseModel):
     vocabulary: str | None = Field(None, description="name of the vocabulary of its tokens")
     symbols: str | None = Field(None, description="the character of each token, of vocabularies that have such")
     tokenizer_sha256: str | None = Field(None, description="of tokenizer.json, of vocabularies that have one")
+    grids: dict[str, str] = Field(default_factory=dict, description="sha256 of each file in grids/")
     sha256: str = Field(description="of the file of weights")
     code_version: str | None = None
     source: dict[str, Any] = Field(default_factory=dict, description="where the weights come from, for the reader")
@@ -194,11 +198,13 @@ def export(
     vocabulary: str | None = None,
     symbols: str | None = None,
     tokenizer: bytes | None = None,
+    saved: Sequence[SavedSettings] = (),
     source: dict[str, Any] | None = None,
 ) -> Path:
     """Write `model`, which is of `config`, to a new folder; returns it. The folder appears complete or not at all.
 
-    tokenizer: content of the vocabulary's tokenizer.json, if it has one. The other arguments are those of `Card`.
+    tokenizer: content of the vocabulary's tokenizer.json, if it has one; saved: settings that were found for the
+    model. The other arguments are those of `Card`.
     Raises UserError if the folder exists and isn't empty.
     """
     folder = Path(folder)
@@ -213,12 +219,16 @@ def export(
         (aside / WEIGHTS).chmod(0o644)  # safetensors makes it private; an export is there to be shared
         if tokenizer is not None:
             (aside / TOKENIZER).write_bytes(tokenizer)
+        for one in saved:
+            (aside / GRIDS).mkdir(exist_ok=True)
+            (aside / GRIDS / one.file).write_bytes(one.content())
         card = Card(
             model=config,
             sampling=sampling or SamplingConfig(),
             vocabulary=vocabulary,
             symbols=symbols,
             tokenizer_sha256=None if tokenizer is None else _sha256(aside / TOKENIZER),
+            grids={one.file: _sha256(aside / GRIDS / one.file) for one in saved},
             sha256=_sha256(aside / WEIGHTS),
             code_version=_code_version(),
             source=source or {},
@@ -261,7 +271,19 @@ def load(folder: str | Path, *, compute: torch.dtype = torch.float32, device: to
     # Copied rather than taken over: the file's tensors lie at odd addresses, for which kernels round otherwise.
     model.to_empty(device="cpu")
     model.load_state_dict(tensors)
+    model.saved = _saved(folder, card)
     return Pretrained(model.eval().to(device), card, folder)
+
+
+def _saved(folder: Path, card: Card) -> Saved:
+    """The settings in grids/ that the card names; UserError if one is missing or damaged."""
+    found = []
+    for name, wanted in card.grids.items():
+        file = folder / GRIDS / Path(name).name
+        if not file.is_file() or _sha256(file) != wanted:
+            raise UserError(f"{file} is missing or damaged (its sha256 is not the one in {CONFIG})")
+        found.append(SavedSettings.read(file, file.read_bytes()))
+    return Saved.of(found)
 
 
 def _read_card(folder: Path) -> Card:

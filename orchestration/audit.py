@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from md4.errors import UserError
-from orchestration import checkpoints
+from orchestration import checkpoints, forks
 from orchestration.cursor import run_order
 from orchestration.runs import Run
 from pipelines import ledger
@@ -28,7 +28,8 @@ def audit(path: Place) -> str:
     head = ""
     for step, value in enumerate(ledger.expected(order, 0, max(heads, default=0))):
         # Steps after the last line of metrics, up to a checkpoint, have no digest of their own.
-        if step < len(found) and ledger.digest(value) != found[step]:
+        # Nor have those before the run, if it began from another one's checkpoint.
+        if step < len(found) and found[step] and ledger.digest(value) != found[step]:
             raise UserError(f"run {run.place}: the rows of {_named(step)} are not those of its configuration and data")
         head = ledger.chained(head, value)
         if heads.get(step + 1, head) != head:
@@ -39,16 +40,21 @@ def audit(path: Place) -> str:
 def compare(path: Place, other: Place) -> str:
     """Compare the ledgers of two runs as far as both go; UserError names the first step that differs."""
     one, two = Run(path), Run(other)
-    pairs = list(zip(digests(one), digests(two), strict=False))
-    for step, (mine, theirs) in enumerate(pairs):
+    pairs = [
+        (step, mine, theirs)
+        for step, (mine, theirs) in enumerate(zip(digests(one), digests(two), strict=False))
+        if mine and theirs
+    ]
+    for step, mine, theirs in pairs:
         if mine != theirs:
             raise UserError(f"runs {one.place} and {two.place} first differ in the rows of {_named(step)}")
     return f"runs {one.place} and {two.place} consumed the same rows in the {len(pairs):,} steps that both have"
 
 
 def digests(run: Run) -> list[str]:
-    """The digest of every step that the run's metrics have; UserError if there is none, or steps are missing."""
-    found: list[str] = []
+    """The digest of every step that the run's metrics have, "" of those that it did not make itself; UserError if there
+    is none, or steps are missing."""
+    found = [""] * forks.first_step(run.config)
     for row in run.metrics("train"):
         found += _cut(row.get("ledger_steps", ""))
         if len(found) != row["step"]:
@@ -56,7 +62,7 @@ def digests(run: Run) -> list[str]:
                 f"run {run.place}: its metrics have the ledger of {len(found)} steps at step {row['step']}; "
                 "lines are missing, or an earlier version wrote them"
             )
-    if not found:
+    if not any(found):
         raise UserError(f"run {run.place} has no steps in its metrics yet")
     return found
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from md4.errors import UserError
-from orchestration import checkpoints, tensor_files
+from orchestration import checkpoints, holds, tensor_files
 from orchestration.checkpoints import FORMAT, LATEST, MANIFEST, Checkpoint, committed_in, file_name
 from orchestration.content_sums import content_sum
 from pipelines.storage import Folder, Place
@@ -81,10 +81,11 @@ class Writer:
         self._given_up = threading.Event()
         self._news: SimpleQueue[News] = SimpleQueue()
 
-    def save(self, state: "EngineState", step: int, facts: Mapping[str, Any]) -> None:
+    def save(self, state: "EngineState", step: int, facts: Mapping[str, Any], *, hold: bool = False) -> None:
         """Copy the state of `step` and begin to write it; waits for the checkpoint before. *Collective.*
 
-        facts: what else a reader needs (configuration, data fingerprint, seed, ...), as JSON values.
+        facts: what else a reader needs (configuration, data fingerprint, seed, ...), as JSON values. hold: it stays
+        until somebody releases it (`orchestration.holds`).
         """
         began = time.perf_counter()
         self.finish()
@@ -116,7 +117,7 @@ class Writer:
                     for name, shape in state.shapes.items()
                 },
             }
-            self._commit = self._pool.submit(self._commit_when_written, attempt, manifest, began, blocked)
+            self._commit = self._pool.submit(self._commit_when_written, attempt, manifest, began, blocked, hold)
 
     def finish(self) -> None:
         """Wait until nothing is being written any more. *Collective.*"""
@@ -152,7 +153,9 @@ class Writer:
             return reason
         return None
 
-    def _commit_when_written(self, attempt: Folder, manifest: dict[str, Any], began: float, blocked: float) -> None:
+    def _commit_when_written(
+        self, attempt: Folder, manifest: dict[str, Any], began: float, blocked: float, hold: bool
+    ) -> None:
         step, error = manifest["step"], None
         try:
             notes = self._notes(attempt)
@@ -161,10 +164,13 @@ class Writer:
                 sums = notes[facts["writer"]]["sums"]
                 facts["sums"] = {kind: sums[kind][name] for kind in manifest["kinds"]}
             self._before_commit()
+            if hold:  # before it can be seen, and hence before it could be retired
+                holds.put(self._directory, attempt.name)
             attempt.create(MANIFEST, json.dumps(manifest, indent=1).encode())
         except _STORAGE_ERRORS as failure:
             error = str(failure)
             _try(attempt.remove_all)
+            _try(lambda: holds.release(self._directory, attempt.name))
         self._news.put(News(step, attempt, time.perf_counter() - began, blocked, error))
         if error is None:
             _try(lambda: self._directory.update(LATEST, lambda old: _newer(old, step, attempt.name)))
@@ -224,7 +230,7 @@ def retire(directory: Place, retention: Retention) -> None:
             readable.append(checkpoints.read(folder))
         except UserError:
             continue  # somebody may want to look at it
-    kept = retention.keeps(readable)
+    kept = retention.keeps(readable) | set(holds.names(directory))
     for one in readable:
         if one.path.name not in kept:
             one.path.remove(MANIFEST)

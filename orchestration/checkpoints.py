@@ -132,6 +132,11 @@ def committed_in(directory: Place) -> list[Folder]:
     return [directory / name for name, _ in sorted(found, key=lambda one: (one[0][:13], one[1]), reverse=True)]
 
 
+def step_of(folder: Folder) -> int:
+    """The step that the name of a checkpoint's folder says."""
+    return int(folder.name[5:13])
+
+
 def read(folder: Place) -> Checkpoint:
     """The checkpoint in `folder`, its manifest checked, its files not yet; UserError when it can't be used."""
     folder = Folder(folder)
@@ -148,9 +153,11 @@ def read(folder: Place) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def sound(directory: Place, report: Callable[[str], None]) -> Iterator[Checkpoint]:
-    """Verified checkpoints, newest first. A damaged one is reported by name and passed over."""
+def sound(directory: Place, report: Callable[[str], None], step: int | None = None) -> Iterator[Checkpoint]:
+    """Verified checkpoints, newest first, perhaps of one step. A damaged one is reported by name and passed over."""
     for folder in committed_in(directory):
+        if step is not None and not folder.name.startswith(f"step-{step:08d}-"):
+            continue
         try:
             checkpoint = read(folder)
             checkpoint.verify()
@@ -160,32 +167,41 @@ def sound(directory: Place, report: Callable[[str], None]) -> Iterator[Checkpoin
         yield checkpoint
 
 
-def newest(directory: Place, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest sound checkpoint, or None when there is none."""
-    return next(sound(directory, report), None)
+def newest(directory: Place, report: Callable[[str], None], step: int | None = None) -> Checkpoint | None:
+    """The newest sound checkpoint, perhaps of a step, or None when there is none."""
+    return next(sound(directory, report, step), None)
 
 
 def newest_together(directory: Place, report: Callable[[str], None]) -> Checkpoint | None:
     """The same, found by a group of workers, each of which verifies its share of the files. *Collective.*"""
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
     folders: list[Any] = [[folder.url for folder in committed_in(directory)] if rank == 0 else None]
     dist.broadcast_object_list(folders, src=0)
     for place in folders[0]:
-        checkpoint, trouble = None, None
         try:
-            checkpoint = read(place)
-            checkpoint.verify(sorted(checkpoint.manifest["files"])[rank::world])
+            return read_together(place)
         except UserError as error:
-            trouble = str(error)
-        everyone: list[Any] = [None] * world
-        dist.all_gather_object(everyone, trouble)
-        found = list(dict.fromkeys(one for one in everyone if one))
-        if not found:
-            return checkpoint
-        if rank == 0:
-            for one in found:
-                report(one)
+            if rank == 0:
+                report(str(error))
     return None
+
+
+def read_together(place: Place) -> Checkpoint:
+    """The checkpoint in `place`, of which each worker verifies a share of the files; UserError, for all of them, that
+    says what is wrong with it. *Collective.*"""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    checkpoint, trouble = None, None
+    try:
+        checkpoint = read(place)
+        checkpoint.verify(sorted(checkpoint.manifest["files"])[rank::world])
+    except UserError as error:
+        trouble = str(error)
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, trouble)
+    if found := list(dict.fromkeys(one for one in everyone if one)):
+        raise UserError("\n".join(found))
+    assert checkpoint is not None
+    return checkpoint
 
 
 # -- loaded ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,20 @@ from pathlib import Path
 import typer
 
 from md4.errors import UserError
-from orchestration.commands import cron, data, evaluation, jobs, render, sampling, serving, tokenizer, training
+from orchestration.commands import (
+    cron,
+    data,
+    evaluation,
+    jobs,
+    models,
+    render,
+    results,
+    sampling,
+    search,
+    serving,
+    tokenizer,
+    training,
+)
 
 _INTERRUPTED = 130  # exit code
 
@@ -22,14 +35,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verbs in (training, evaluation, sampling, serving):
+for verbs in (training, search, evaluation, sampling, serving):
     app.add_typer(verbs.app)
 app.add_typer(jobs.sending)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(cron.app, name="cron")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(models.app, name="models")
 app.add_typer(render.app, name="render")
+app.add_typer(results.app, name="results")
 
 
 def main() -> None:

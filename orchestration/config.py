@@ -74,6 +74,11 @@ class TrainConfig(_Part):
         "run ends before the update, skip = the update is left out; either way reports/batch-STEP.json has the batch",
     )
     skips: int = Field(10, ge=1, description="skipped steps in a row after which a run with on_spike=skip stops, too")
+    start_from: str | None = Field(
+        None,
+        description="a run, or the folder of one of its checkpoints, whose weights, average, moments and place in the "
+        "data a new run goes on with; optimizer, dropout, schedule and times may be others",
+    )
     peak_tflops: float | None = Field(
         None, gt=0, description="of one worker's device, for MFU, at the precision used; null = by the GPU's name"
     )
@@ -113,6 +118,32 @@ class EvaluationConfig(_Part):
     rows: int = Field(256, ge=1, description="validation rows used during training (the same ones each time)")
     draws: int = Field(4, ge=1, description="Monte Carlo draws a row, stratified")
     estimator: Literal["mask_count", "continuous"] = Field("mask_count", description="of the negative ELBO")
+    suite: str | None = Field(
+        None,
+        description="run on checkpoints beside the training, which doesn't wait for it: a .yaml file, or the name of a "
+        "suite of the package",
+    )
+    suite_every: int = Field(
+        0, ge=0, description="the first checkpoint after every so many steps, and the last; 0 = only the last"
+    )
+    suite_cpus: float = Field(1, gt=0, description="of the task that runs it, beside those of the workers")
+    suite_gpus: float = Field(0, ge=0, description="likewise; 0 = it works on CPUs")
+    suite_pending: Literal["newest", "all"] = Field(
+        "newest", description="which of the checkpoints are measured that came while an older one was"
+    )
+    suite_seconds: float = Field(
+        3600, gt=0, description="that one may take, and that the end of the run waits for those that are pending"
+    )
+    suite_results: str | None = Field(
+        None, description="table that its figures go to: a folder or s3://...; null = MD4_RESULTS, else results/"
+    )
+
+    @model_validator(mode="after")
+    def _suite_is_named(self) -> "EvaluationConfig":
+        for name, field in type(self).model_fields.items():
+            if self.suite is None and name.startswith("suite_") and getattr(self, name) != field.default:
+                raise ValueError(f"{name}={getattr(self, name)} is about a suite: name one by evaluation.suite=FILE")
+        return self
 
 
 class CheckpointConfig(_Part):
@@ -143,6 +174,15 @@ class TrackingConfig(_Part):
     )
 
 
+class CardConfig(_Part):
+    """What the model card (`md4 card`) says that no measurement can tell."""
+
+    about: str | None = Field(None, description="what the model is for, in a sentence or two")
+    weights_licence: str | None = Field(None, description="of the weights, best as SPDX has it: apache-2.0")
+    data_licence: str | None = Field(None, description="of the training data")
+    limits: tuple[str, ...] = Field((), description="known failures, a sentence each, beside those that are measured")
+
+
 class Config(_Part):
     """The whole tree of a run."""
 
@@ -158,6 +198,7 @@ class Config(_Part):
     tracking: TrackingConfig = TrackingConfig.model_validate({})
     sampling: SamplingConfig = SamplingConfig.model_validate({})
     serving: ServingConfig = ServingConfig.model_validate({})
+    card: CardConfig = CardConfig.model_validate({})
 
     @field_validator("runs")
     @classmethod
@@ -352,11 +393,26 @@ def load(preset: str, overrides: Sequence[str] = (), file: str | Path | None = N
     Raises:
         UserError: naming every wrong key, its value, what is allowed and the nearest valid key.
     """
+    return validate(load_tree(preset, overrides, file))
+
+
+def load_tree(preset: str, overrides: Sequence[str] = (), file: str | Path | None = None) -> dict[str, Any]:
+    """What `load` validates: the settings that were given, as a plain tree. What follows from them is not in it."""
     path = _find_preset(preset)
     tree = {"name": path.stem, **_read_tree(path)}
     if file:
         tree = _lay(tree, _read_tree(Path(file)))
-    return validate(_lay(tree, read_assignments(overrides)))
+    return _lay(tree, read_assignments(overrides))
+
+
+def lay(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain tree with values by dotted key laid over it."""
+    over: dict[str, Any] = {}
+    for key, value in values.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        over = _merge(over, value)
+    return _lay(tree, over)
 
 
 def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -373,6 +429,15 @@ def validate(tree: Any) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def serving_config(tree: Mapping[str, Any]) -> ServingConfig:
+    """Settings of a service whose model has no configuration of a run that says them; UserError as of `validate`."""
+    try:
+        return ServingConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = ({**problem, "loc": ("serving", *problem["loc"])} for problem in error.errors())
+        raise UserError("\n".join(map(_describe, problems))) from None
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -7,12 +7,6 @@ Every phase is one `md4` command, shown before it runs. At the end: a summary on
 """
 
 import json
-import shlex
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +26,7 @@ SEED = 7
 
 def ask_server(demo: Demo) -> dict[str, Any]:
     """Start the service, send it one request over HTTP, stop it; returns the answer."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = ["serve", str(RUN), "--port", str(port)]
-    demo.show_command(f"md4 {shlex.join(arguments)}")
-    server = subprocess.Popen([*demo.command(), *arguments])
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(f"{url}/healthz", server)
+    with demo.serving(str(RUN)) as url:
         body = {"prompt": HOLES, "count": 2, "seed": SEED, "length": len(HOLES)}
         demo.show_command(f"curl {url}/v1/samples --json '{json.dumps(body)}'")
         reply = httpx.post(f"{url}/v1/samples", json=body, timeout=120)
@@ -48,22 +34,6 @@ def ask_server(demo: Demo) -> dict[str, Any]:
         answer = reply.json()
         demo.console.print_json(data=answer)
         return answer
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=60)
-
-
-def _wait_for(url: str, server: subprocess.Popen, seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            sys.exit(f"the server ended with exit code {server.returncode}")
-        try:
-            if httpx.get(url, timeout=2).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    sys.exit(f"the server did not answer at {url} within {seconds:.0f} s")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Evaluating a trained model: from the choices of the command line to reports in its folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,17 +13,20 @@ from md4 import weights
 from md4.errors import UserError
 from md4.genmd4 import GenMD4
 from md4.objectives import MaskedDiffusion
+from orchestration import exported
 from orchestration.cluster import cluster
 from orchestration.config import EvaluationConfig
 from orchestration.run_mirror import deliver
-from orchestration.runs import load_model
+from orchestration.runs import Loaded, load_model
 from pipelines import zero_shot
 from pipelines.config import prepared_path
-from pipelines.evaluate import evaluate
+from pipelines.evaluate import Estimates, evaluate_rows
 from pipelines.reports import LikelihoodReport, Provenance, write
 from pipelines.shards import ShardSet
 from pipelines.storage import Folder, Place
-from pipelines.vocabularies import BytePairs, Trained, Vocabulary, vocabulary
+from pipelines.vocabularies import BytePairs, Trained, Vocabulary
+
+Data = ShardSet | zero_shot.ZeroShotSet
 
 
 @dataclass(frozen=True)
@@ -68,22 +71,36 @@ class Subject:
     # Where the prepared sets are that it was trained on, by their names in the mixture. Their corpora are not needed.
     data: dict[str, Callable[[], Place]] = field(default_factory=dict)
     defaults: EvaluationConfig = field(default_factory=lambda: EvaluationConfig.model_validate({}))
+    step: int | None = None  # of training; of an exported model as its folder says
+    # The same as a model to sample; UserError where the folder doesn't say what its tokens are.
+    to_sample: Callable[[], Loaded] | None = None
 
 
-def open_subject(path: Place, ema: bool = True, report: Callable[[str], None] = print) -> Subject:
-    """The model of a run's newest sound checkpoint, or of an exported folder; UserError if it is neither."""
+def open_subject(
+    path: Place, ema: bool = True, report: Callable[[str], None] = print, step: int | None = None
+) -> Subject:
+    """The model of a run's newest sound checkpoint, or of that of a step, or of an exported folder; UserError if it is
+    none of these."""
     folder = Folder(path)
-    if not folder.remote and folder.exists(weights.CONFIG):
+    if exported.is_exported(folder):
         found = weights.load(folder.url)
-        words = None if found.card.vocabulary is None else vocabulary(found.card.vocabulary, folder)
         facts = Provenance(run=folder.absolute().name, step=None, weights_hash=found.card.sha256[:16])
-        return Subject(found.model, found.config.length, words, facts)
-    loaded = load_model(path, ema=ema, report=report)
+        return Subject(
+            model=found.model,
+            length=found.config.length,
+            vocabulary=exported.words_of(found, folder),
+            provenance=facts,
+            step=exported.step_of(found),
+            to_sample=lambda: exported.loaded(found, Path(folder.url)),
+        )
+    loaded = load_model(path, ema=ema, report=report, step=step)
     names, sets = loaded.config.data.names(), loaded.config.data.sets()
     return Subject(
         model=loaded.model,
         length=loaded.config.model.length,
         vocabulary=loaded.vocabulary,
+        step=loaded.step,
+        to_sample=lambda: loaded,
         provenance=Provenance(run=loaded.config.name, step=loaded.step, weights_hash=loaded.weights_hash),
         data={name: partial(prepared_path, one) for name, (_, one) in zip(names, sets, strict=True)},
         defaults=loaded.config.evaluation,
@@ -97,13 +114,34 @@ def run(path: Place, wanted: Evaluation, report: Callable[[str], None] = print) 
     `open_subject`, `evaluate` and `pipelines.zero_shot` do, and if a run has a newer checkpoint before all have loaded.
     """
     subject = open_subject(path, wanted.ema, report)
+    for found in measure(path, subject, wanted, list(sets_of(subject, wanted)), report):
+        yield found.report
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A report, its file, and what single rows contributed to it."""
+
+    report: LikelihoodReport
+    file: str  # path or url
+    rows: Estimates
+
+
+def measure(
+    path: Place,
+    subject: Subject,
+    wanted: Evaluation,
+    sets: Sequence[tuple[str | None, Data]],
+    report: Callable[[str], None] = print,
+) -> Iterator[Measured]:
+    """The same, of a model that is open and of sets as `sets_of` gives them."""
     if not wanted.workers and torch.cuda.is_available():
         subject.model.to("cuda")
     load = partial(same_model, Folder(path).absolute(), wanted.ema, subject.provenance)
     # Ray Data's own tasks need a slot beside those of the actors.
     with cluster(num_cpus=max(cpu_count() or 1, wanted.workers + 1)) if wanted.workers else nullcontext():
-        for name, data in _sets(subject, wanted):
-            result = evaluate(
+        for name, data in sets:
+            result, rows = evaluate_rows(
                 subject.model,
                 data,
                 draws=subject.defaults.draws if wanted.draws is None else wanted.draws,
@@ -115,15 +153,16 @@ def run(path: Place, wanted: Evaluation, report: Callable[[str], None] = print) 
                 workers=wanted.workers,
                 load=load,
                 provenance=subject.provenance,
-            ).model_copy(update={"data_set": name})
+            )
+            result = result.model_copy(update={"data_set": name})
             files = deliver(path, "reports", partial(write, result))
             report(f"written: {', '.join(files)}")
-            yield result
+            yield Measured(result, files[0], rows)
 
 
 def same_model(path: Place, ema: bool, provenance: Provenance) -> MaskedDiffusion:
     """The model of a folder, if it still has these weights; UserError if not."""
-    found = open_subject(path, ema)
+    found = open_subject(path, ema, step=provenance.step)
     if found.provenance != provenance:
         raise UserError(f"{path} has got other weights meanwhile (now step {found.provenance.step}): evaluate it again")
     return found.model
@@ -138,7 +177,7 @@ def _estimator(subject: Subject, wanted: Evaluation) -> str:
     return "continuous" if isinstance(subject.model, GenMD4) else subject.defaults.estimator
 
 
-def _sets(subject: Subject, wanted: Evaluation) -> Iterator[tuple[str | None, ShardSet | zero_shot.ZeroShotSet]]:
+def sets_of(subject: Subject, wanted: Evaluation) -> Iterator[tuple[str | None, Data]]:
     """What is to be evaluated; with its name, if it is one of several sets of the run."""
     if wanted.sets is not None and (wanted.data is not None or wanted.zero_shot is not None):
         raise UserError("--set names a set of the run's own mixture: leave out --data and --zero-shot")

@@ -4,7 +4,9 @@ Metrics are cut back when a run goes back to a checkpoint; events are not. Each 
 since 1970) and what belongs to the kind:
 
     driver    did = began, ended    md4 train, with its process
+    origin    the checkpoint of another run that this one begins from
     state     of Ray Train's controller: SCHEDULING, RUNNING, RESTARTING, RESIZING, PREEMPTING, FINISHED, ERRORED
+    placed    Ray has a place for a group of workers: the placement group
     workers   a group of workers is about to make its first step: how many, from which step, the processes by rank,
               and what was lost with the group before it (`orchestration.goodput`)
     failure   why a group ended, by worker; how many restarts without progress are spent of those allowed; the decision
@@ -12,6 +14,7 @@ since 1970) and what belongs to the kind:
     hang      the group stood still: for how long, where, and which workers did not come
     preempted, resize   why the workers left their work, after a checkpoint
     spike     a step was skipped, or the run stopped at it, and why
+    suite     did = began, done, failed, passed over, with the step of the checkpoint: a suite beside the training
     stopped   the run ended itself, since going on made no sense, and why
     behind    the run's folder in S3 lacks what was written since: how long, and why (`orchestration.run_mirror`)
 

@@ -1,10 +1,11 @@
 """What `md4 quality` measures: texts with or without a judge, images in the features of a network.
 
 A measure has seen the references when it is made, and is called with the samples of one setting `[N, L]`; it answers
-with the parts of a `QualityReport`.
+with the parts of a `QualityReport`, and what single samples contributed to them.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,17 +14,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from md4.errors import UserError
+from orchestration.results import Contributions
 from pipelines.image_quality import FeatureNetwork, compare
 from pipelines.images import brightness
 from pipelines.judges import Judge, Scores
-from pipelines.quality import TextQuality, mauve, measure
+from pipelines.quality import TextQuality, histogram_entropy, mauve, measure
 from pipelines.vocabularies import Vocabulary
 
 
-class Measure(Protocol):
-    """Samples `[N, L]` to the parts of a report."""
+@dataclass(frozen=True)
+class Measured:
+    """What a measure found."""
 
-    def __call__(self, tokens: np.ndarray) -> dict[str, Any]: ...
+    parts: dict[str, Any]  # of a `QualityReport`
+    samples: dict[str, Contributions] = field(default_factory=dict)  # to the figures that are made of single samples
+
+
+class Measure(Protocol):
+    """Samples `[N, L]` to what is said of them."""
+
+    def __call__(self, tokens: np.ndarray) -> Measured: ...
 
 
 class Texts:
@@ -49,18 +59,27 @@ class Texts:
         if with_mauve and self.features is None:
             raise UserError("MAUVE needs a judge, and real texts to compare with")
 
-    def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
+    def __call__(self, tokens: np.ndarray) -> Measured:
         scores = self._scored(tokens, "judging samples")
-        found: dict[str, Any] = {"text": self._measured(tokens, scores), "data": self.real}
+        text = self._measured(tokens, scores)
+        found: dict[str, Any] = {"text": text, "data": self.real}
+        texts = [row[:count] for row, count in zip(tokens, self._counts(tokens), strict=True)]
+        samples = {"entropy": Contributions.of_mean(histogram_entropy(texts))}
+        if scores is not None and text.perplexity is not None:
+            kept = Contributions.of_ratio(scores.nats, scores.tokens, np.arange(len(tokens)))
+            samples["perplexity"] = kept.through(np.exp, text.perplexity)
         if self.judge is not None:
             found["judge"] = self.judge.facts
         if self.features is not None and scores is not None and scores.features is not None:
             found["mauve"] = mauve(scores.features, self.features)
-        return found
+        return Measured(found, samples)
+
+    def _counts(self, rows: np.ndarray) -> np.ndarray:
+        """How many tokens of each row `[N, L]` are text, the end included."""
+        return np.array([min(_first(row, self.end) + 1, len(row)) for row in rows])
 
     def _measured(self, rows: np.ndarray, scores: Scores | None) -> TextQuality:
-        counts = None if self.end is None else np.array([min(_first(row, self.end) + 1, len(row)) for row in rows])
-        return measure(rows, self.vocabulary.size, scores, counts)
+        return measure(rows, self.vocabulary.size, scores, None if self.end is None else self._counts(rows))
 
     def _scored(self, rows: np.ndarray, what: str) -> Scores | None:
         if self.judge is None:
@@ -98,9 +117,9 @@ class Images:
         say(f"features of {len(references)} real images")
         self.real = self.network(self._pixels(references))
 
-    def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
+    def __call__(self, tokens: np.ndarray) -> Measured:
         features = self.network(self._pixels(tokens))
-        return {"images": compare(features, self.real, self.network, subset=self.subset, seed=self.seed)}
+        return Measured({"images": compare(features, self.real, self.network, subset=self.subset, seed=self.seed)})
 
     def _pixels(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens `[N, L]` as images `[N, H, W, C]` uint8."""

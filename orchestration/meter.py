@@ -61,10 +61,19 @@ class Meter:
         self._waited = waited
         self._own = torch.zeros(_PARTS, dtype=torch.float64, device=device)
 
-    def add(self, bits: Tensor, hidden: Tensor, t: Tensor, weight: Tensor | int, tokens_of_a_row: Tensor | int) -> None:
+    def add(
+        self,
+        bits: Tensor,
+        hidden: Tensor,
+        t: Tensor,
+        weight: Tensor | int,
+        tokens_of_a_row: Tensor | int,
+        density: Tensor | int = 1,
+    ) -> None:
         """Note examples: bits per token, hidden tokens and times, each `[n]`, where they are, without waiting for them.
 
-        weight: of each example's bits; tokens_of_a_row: of the global batch, on average.
+        weight: of each example's bits; tokens_of_a_row: of the global batch, on average; density: `[n]`, that the
+        times were drawn from, by which the bits are divided already.
         """
         bucket = (t * BUCKETS).long().clamp(0, BUCKETS - 1)
         weighted = bits.double() * weight
@@ -74,7 +83,7 @@ class Meter:
         self._own[:4] += sums
         self._own[4] += len(bits)
         self._own[5 : 5 + BUCKETS].index_add_(0, bucket, weighted)
-        self._own[5 + BUCKETS :].index_add_(0, bucket, weights)
+        self._own[5 + BUCKETS :].index_add_(0, bucket, weights / density)
 
     def own(self) -> Tensor:
         """This worker's figures of the step, and the seconds that it waited: float64 on the CPU. Waits for them."""

@@ -2,15 +2,18 @@
 
 import json
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.console import Console
 
 from orchestration.runs import Run
@@ -34,12 +37,29 @@ class Demo:
         self.seconds[name] = round(time.perf_counter() - began, 1)
         self.console.print(f"({name}: {self.seconds[name]} s)", style="dim")
 
-    def md4(self, *arguments: str) -> None:
-        """Run one command of ours; end the demo if it fails."""
+    def md4(self, *arguments: str, code: int = 0) -> None:
+        """Run one command of ours; end the demo if it does not end with this exit code."""
         self.show_command(f"md4 {shlex.join(arguments)}")
-        done = subprocess.run([*self.command(), *arguments])
-        if done.returncode:
-            sys.exit(done.returncode)
+        if (found := self.run_command(arguments)) != code:
+            sys.exit(found or f"it was to end with exit code {code}")
+
+    def run_command(self, arguments: Sequence[str]) -> int:
+        """As a process of its own; gives its exit code."""
+        return subprocess.run([*self.command(), *arguments]).returncode
+
+    @contextmanager
+    def serving(self, *arguments: str) -> Iterator[str]:
+        """`md4 serve ...` while the block lasts, once it answers; gives its url."""
+        arguments = ("serve", *arguments, "--port", str(*free_ports(1)))
+        self.show_command(f"md4 {shlex.join(arguments)}")
+        server = subprocess.Popen([*self.command(), *arguments])
+        url = f"http://127.0.0.1:{arguments[-1]}"
+        try:
+            wait_for(f"{url}/healthz", server)
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=120)
 
     def show_command(self, command: str) -> None:
         self.console.print(f"$ {command}", style="bold cyan")
@@ -74,6 +94,33 @@ class Demo:
         file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         self.console.rule("[bold]what happened")
         self.console.print("\n".join(lines), markup=False)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def wait_for(url: str, server: subprocess.Popen, headers: Mapping[str, str] = {}, seconds: float = 180) -> None:
+    """Return when a server answers at `url`; end the demo if it ends, or doesn't in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            sys.exit(f"the server ended with exit code {server.returncode}")
+        try:
+            if httpx.get(url, headers=dict(headers), timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    sys.exit(f"the server did not answer at {url} within {seconds:.0f} s")
 
 
 def newest_report(run: Run) -> dict[str, Any]:

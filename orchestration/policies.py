@@ -12,9 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray._private.state import state
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import (
+    DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+    get_env_vars_to_propagate,
+)
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -22,6 +29,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from md4.errors import UserError
 from orchestration.checkpoints import committed_in
 from orchestration.events import Events
+from orchestration.stopping import Stop, Stopped
 from pipelines.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -38,15 +46,34 @@ class Preempted(Exception):
 class Trainer(TorchTrainer):
     """Ray's trainer with the policies of this module for a run, whose folder is `folder`."""
 
-    def __init__(self, *args: Any, folder: str, checkpoints: str, max_restarts: int, **options: Any):
+    def __init__(
+        self, *args: Any, folder: str, checkpoints: str, max_restarts: int, stop: Stop | None = None, **options: Any
+    ):
         super().__init__(*args, **options)
-        self._budget = Budget(folder, checkpoints, max_restarts)
+        self._budget, self._stop = Budget(folder, checkpoints, max_restarts), stop
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         parts["failure_policy"] = self._budget
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = Elastic(self.scaling_config)
-        return super()._initialize_and_run_controller(**parts)
+        if self._stop is None:
+            return super()._initialize_and_run_controller(**parts)
+        # As Ray's own, which keeps its controller to itself.
+        variables = {
+            **get_env_vars_to_propagate(),
+            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+        }
+        here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        actor: Any = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": variables})(TrainController)
+        controller = actor.remote(**parts)
+        self._stop.arrange(lambda: controller.abort.remote())
+        try:
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
+        except RayActorError as error:
+            if self._stop.asked:
+                raise Stopped from error
+            raise
 
 
 class Budget(FailurePolicy):

@@ -5,7 +5,7 @@ All settings begin with the same seed, so that what differs between two reports 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +22,7 @@ from md4 import samplers
 from md4.errors import UserError
 from md4.samplers import SamplingConfig, wording
 from orchestration.measures import Images, Measure, Texts, progress
+from orchestration.results import Contributions
 from orchestration.run_mirror import deliver
 from orchestration.runs import Loaded, load_model
 from orchestration.sampling import Request
@@ -85,20 +86,7 @@ def run(path: Place, wanted: Wanted, say: Callable[[str], None] = print) -> Find
     """
     began = perf_counter()
     loaded = load_model(path, ema=wanted.ema, report=say)
-    plan = _grid(loaded.config.sampling, wanted)
-    _check(loaded, wanted)
-    request = Request(count=wanted.count, length=wanted.length, seed=wanted.seed, label=_first_label(loaded))
-    canvas_of(loaded, request)  # refuses a length, count or seed that can't be sampled
-    real = _read(_open_data(loaded, wanted, say), wanted)
-    measures = _measure(loaded, wanted, real, say)
-    if torch.cuda.is_available():
-        loaded.model.to("cuda")
-    reports = []
-    for place, settings in enumerate(plan):
-        say(f"setting {place + 1} of {len(plan)}: {wanted.count} samples{_named(settings, wanted)}")
-        report = _measured(loaded, wanted, replace(request, settings=settings), real, measures)
-        say(f"written: {deliver(path, 'reports', partial(write, report))[1]}")
-        reports.append(report)
+    reports = [found.report for found in measure(path, Plan.of(loaded, wanted, say), say)]
     whole = None
     if wanted.judge is not None and len(reports) > 1:
         digest = _digest([report.digest for report in reports])
@@ -106,6 +94,49 @@ def run(path: Place, wanted: Wanted, say: Callable[[str], None] = print) -> Find
         _, text, picture = deliver(path, "reports", partial(_write_frontier, whole))
         say(f"written: {text}, {picture}")
     return Findings(reports=reports, frontier=whole)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be sampled of a model and compared with what: all that can be refused before the first sample was."""
+
+    loaded: Loaded
+    wanted: Wanted
+    request: Request
+    settings: list[SamplingConfig]
+    real: "_References"
+
+    @classmethod
+    def of(cls, loaded: Loaded, wanted: Wanted, say: Callable[[str], None] = print) -> "Plan":
+        """UserError for measures that don't fit the model or each other, and for what can't be sampled."""
+        settings = _grid(loaded.config.sampling, wanted)
+        _check(loaded, wanted)
+        request = Request(count=wanted.count, length=wanted.length, seed=wanted.seed, label=first_label(loaded))
+        canvas_of(loaded, request)  # refuses a length, count or seed that can't be sampled
+        return cls(loaded, wanted, request, settings, _read(_open_data(loaded, wanted, say), wanted))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A report, its file, and what single samples contributed to its figures."""
+
+    report: QualityReport
+    file: str  # path or url
+    samples: dict[str, Contributions]
+
+
+def measure(path: Place, plan: Plan, say: Callable[[str], None] = print) -> Iterator[Sampled]:
+    """Sample and measure at each setting in turn; each report is written below `path` as soon as it is ready."""
+    loaded, wanted = plan.loaded, plan.wanted
+    measures = _measure(loaded, wanted, plan.real, say)
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")
+    for place, settings in enumerate(plan.settings):
+        say(f"setting {place + 1} of {len(plan.settings)}: {wanted.count} samples{_named(settings, wanted)}")
+        report, samples = _measured(loaded, wanted, replace(plan.request, settings=settings), plan.real, measures)
+        files = deliver(path, "reports", partial(write, report))
+        say(f"written: {files[1]}")
+        yield Sampled(report, files[0], samples)
 
 
 def _write_frontier(whole: FrontierReport, folder: Path) -> list[Path]:
@@ -208,7 +239,7 @@ def _measure(loaded: Loaded, wanted: Wanted, real: _References, say: Callable[[s
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """Samples of one setting."""
 
     tokens: np.ndarray  # [N, L] int64
@@ -216,14 +247,18 @@ class _Drawn:
     mode: str
     network_calls: int
     calls: float  # of a sample, on average
+    calls_error: float  # standard error of that
     seconds: float
 
 
-def _measured(loaded: Loaded, wanted: Wanted, request: Request, real: _References, measures: Measure) -> QualityReport:
+def _measured(
+    loaded: Loaded, wanted: Wanted, request: Request, real: _References, measures: Measure
+) -> tuple[QualityReport, dict[str, Contributions]]:
     began = perf_counter()
-    labels, origin = _labels(loaded, wanted.count, real.labels)
-    drawn = _sample(loaded, request, labels, wanted.batch_size)
-    found = measures(drawn.tokens)
+    labels, origin = classes_of(loaded, wanted.count, real.labels)
+    drawn = draw_rows(loaded, request, labels, wanted.batch_size)
+    measured = measures(drawn.tokens)
+    found = measured.parts
     settings = drawn.settings.model_dump(mode="json", exclude_none=True)
     provenance = Provenance(run=loaded.config.name, step=loaded.step, weights_hash=loaded.weights_hash)
     judge = found["judge"].judge_sha256 if "judge" in found else None
@@ -232,7 +267,7 @@ def _measured(loaded: Loaded, wanted: Wanted, request: Request, real: _Reference
         settings, wanted.count, drawn.tokens.shape[1], real.count, judge, network, wanted.mauve,
         wanted.kid_subset, loaded.weights_hash, real.fingerprint,
     ]  # fmt: skip
-    return QualityReport(
+    report = QualityReport(
         created=datetime.now(UTC),
         model=provenance,
         data_fingerprint=real.fingerprint or "not at hand",
@@ -252,9 +287,10 @@ def _measured(loaded: Loaded, wanted: Wanted, request: Request, real: _Reference
         digest=_digest(asked),
         **found,
     )
+    return report, measured.samples
 
 
-def _sample(loaded: Loaded, request: Request, labels: Tensor | None, batch_size: int) -> _Drawn:
+def draw_rows(loaded: Loaded, request: Request, labels: Tensor | None, batch_size: int) -> Drawn:
     """The samples of a request, batch after batch: a row's tokens don't depend on its company."""
     began = perf_counter()
     job = replace(canvas_of(loaded, request), labels=labels)
@@ -269,21 +305,23 @@ def _sample(loaded: Loaded, request: Request, labels: Tensor | None, batch_size:
                 )
             parts.append(part)
             bar.advance(task, len(part.tokens))
-    return _Drawn(
+    calls = torch.cat([part.calls for part in parts]).double()
+    return Drawn(
         tokens=np.concatenate([part.tokens.cpu().numpy() for part in parts]),
         settings=getattr(parts[0], "settings", request.settings),
         mode=parts[0].mode,
         network_calls=sum(part.network_calls for part in parts),
-        calls=float(torch.cat([part.calls for part in parts]).double().mean()),
+        calls=float(calls.mean()),
+        calls_error=float(calls.std()) / len(calls) ** 0.5,
         seconds=perf_counter() - began,
     )
 
 
-def _first_label(loaded: Loaded) -> int | None:
+def first_label(loaded: Loaded) -> int | None:
     return 0 if loaded.config.model.classes else None
 
 
-def _labels(loaded: Loaded, count: int, real: np.ndarray | None) -> tuple[Tensor | None, str | None]:
+def classes_of(loaded: Loaded, count: int, real: np.ndarray | None) -> tuple[Tensor | None, str | None]:
     """Classes `[count]` of the samples: those of the references in turn, else all classes in turn; and which it is."""
     classes = loaded.config.model.classes
     if not classes:

@@ -33,6 +33,10 @@ class Recovery(ControllerCallback, WorkerGroupCallback):
         if name != previous_state._state_type.state_name:
             self._events.add("state", state=name)
 
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        self._events.add("placed", placement_group=group.id.hex())
+
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._group, self._failed = worker_group, False
 

@@ -1,6 +1,6 @@
 """A run's folder (contract C6): what is in it, how it is made, continued and read.
 
-runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/
+runs/NAME/config.yaml  metrics.jsonl  checkpoints/  samples/  reports/  grids/
 
 It is on this machine or in S3, where it is read file by file; how a file gets there that is written line by line says
 `orchestration.run_mirror`. A run whose vocabulary is a file keeps a copy of it, `tokenizer.json`, and uses that: the
@@ -25,10 +25,11 @@ from md4 import weights
 from md4.errors import UserError
 from md4.model import build
 from md4.objectives import MaskedDiffusion
+from md4.samplers import saved
 from orchestration import checkpoints
 from orchestration.config import Config, read_yaml, validate
 from pipelines.row_cache import private_folder
-from pipelines.storage import Folder, Place, local, location, write_atomically
+from pipelines.storage import Folder, Place, alone, local, location, write_atomically
 from pipelines.vocabularies import TOKENIZER, Trained, Vocabulary, keep
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
@@ -37,6 +38,7 @@ CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 # for spikes does, but a run that it has stopped could not be continued if the rule had to stay.)
 _FREE = ("train.workers", "train.zero_stage", "train.micro_batch", "train.precision", "train.device", "train.threads")
 _FREE += ("train.log_every", "train.max_restarts", "evaluation.", "checkpoint.", "tracking.", "sampling.", "serving.")
+_FREE += ("card.",)
 _FREE += (
     "runs",
     "data.directory",
@@ -97,7 +99,7 @@ class Run:
         return self.path / METRICS
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Rows of `metrics.jsonl`, of one kind ("train", "evaluation", "checkpoint") or all."""
+        """Rows of `metrics.jsonl`, of one kind ("train", "evaluation", "checkpoint", "suite") or all."""
         try:
             lines = self.place.read(METRICS)
         except FileNotFoundError:
@@ -120,16 +122,10 @@ class Run:
     def resume(cls, config: Config, report: Callable[[str], None]) -> "Run":
         """The existing run of `config`, to be continued; its stored configuration must agree where it matters."""
         run = cls(config.place)
-        stored, given = (
-            dict(_leaves(_with_vocabulary(c.model_dump(mode="json"), c.data.vocabulary_name)))
-            for c in (run.config, config)
-        )
-        changed = [key for key in dict.fromkeys([*given, *stored]) if given.get(key) != stored.get(key)]
-        fixed = [key for key in changed if not key.startswith(_FREE) and not _FREE_IN_MIXTURE.fullmatch(key)]
-        if fixed:
-            lines = [f"{key}: the run has {stored.get(key)!r}, given is {given.get(key)!r}" for key in fixed]
+        if fixed := differences(run.config, config):
+            lines = [f"{key}: the run has {before!r}, given is {now!r}" for key, before, now in fixed]
             raise UserError(f"run {run.place} can't be resumed with another configuration:\n" + "\n".join(lines))
-        if changed:
+        if changed := [key for key, *_ in _all_differences(run.config, config)]:
             report(f"resuming with changed {', '.join(changed)}")
             run.place.write(CONFIG, config.to_yaml().encode())
         if not run.place.exists(TOKENIZER):  # whoever made the run may have been killed just then
@@ -182,6 +178,21 @@ def _kept_vocabulary(place: Folder) -> Path | None:
     return file
 
 
+def differences(stored: Config, given: Config) -> list[tuple[str, Any, Any]]:
+    """Settings by dotted key, with both values, that differ and change data, model or updates."""
+    everything = _all_differences(stored, given)
+    return [one for one in everything if not one[0].startswith(_FREE) and not _FREE_IN_MIXTURE.fullmatch(one[0])]
+
+
+def _all_differences(stored: Config, given: Config) -> list[tuple[str, Any, Any]]:
+    before, now = (
+        dict(_leaves(_with_vocabulary(one.model_dump(mode="json"), one.data.vocabulary_name)))
+        for one in (stored, given)
+    )
+    everything = dict.fromkeys([*now, *before])
+    return [(key, before.get(key), now.get(key)) for key in everything if now.get(key) != before.get(key)]
+
+
 def _with_vocabulary(tree: dict[str, Any], name: str) -> dict[str, Any]:
     """The tree of a configuration whose data, all sets of a mixture, have the vocabulary called `name`."""
     data = {**tree["data"], "vocabulary": name}
@@ -210,10 +221,17 @@ def rewind(path: Path, step: int) -> None:
     """Cut `metrics.jsonl` back to `step`: later rows are of work that the resumed run does again."""
     if not path.exists():
         return
-    kept = [row for row in _rows(path.read_bytes()) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with alone(path.parent):
+        kept = [row for row in _rows(path.read_bytes()) if row["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def add_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to `metrics.jsonl`, of somebody else than the workers, who may be about to cut it back."""
+    with alone(path.parent), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 @dataclass(frozen=True)
@@ -227,23 +245,35 @@ class Loaded:
     weights_hash: str
     path: Path | Folder  # of its run
     averaged: bool = False  # whether the weights are the moving average
+    model_version: int | None = None  # in the registry, of what comes from there
 
 
 def load_model(
-    path: Place, *, ema: bool = True, compute: torch.dtype = torch.float32, report: Callable[[str], None] = print
+    path: Place,
+    *,
+    ema: bool = True,
+    compute: torch.dtype = torch.float32,
+    report: Callable[[str], None] = print,
+    step: int | None = None,
 ) -> Loaded:
-    """The model of a run's newest sound checkpoint, in eval mode, with averaged weights if there are any.
+    """The model of a run's newest sound checkpoint, or of that of a step, in eval mode, with averaged weights if there
+    are any.
 
     Raises:
-        UserError: not a run, or no sound checkpoint in it.
+        UserError: not a run, or no (such) sound checkpoint in it.
     """
     run = Run(path)
-    checkpoint = checkpoints.newest(run.checkpoints, report)
+    checkpoint = checkpoints.newest(run.checkpoints, report, step)
+    if checkpoint is None and step is not None:
+        steps = sorted({int(one.name[5:13]) for one in checkpoints.committed_in(run.checkpoints)})
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"run {run.place} has no sound checkpoint of step {step}; there are those of {known}")
     if checkpoint is None:
         raise UserError(f"run {run.place} has no sound checkpoint yet")
     kind = "ema" if ema and "ema" in checkpoint.kinds else "weights"
     model = build(run.config.model, compute=compute)
     model.load_state_dict(checkpoint.tensors(kind))
+    model.saved = saved.Saved.of(read_saved(run.place))
     return Loaded(
         model=model.eval(),
         vocabulary=run.config.data.tokens,
@@ -253,6 +283,13 @@ def load_model(
         path=location(run.place.url),
         averaged=kind == "ema",
     )
+
+
+def read_saved(place: Place) -> list[saved.SavedSettings]:
+    """The sampling settings that are kept in the folder `grids` of a run or an exported model; UserError if damaged."""
+    folder = Folder(place)
+    files = [name for name in folder.list(saved.FOLDER) if name.endswith(".json")]
+    return [saved.SavedSettings.read(folder.path(name), folder.read(name)) for name in files]
 
 
 def export(path: Place, folder: str | Path, *, ema: bool = True, report: Callable[[str], None] = print) -> Path:
@@ -270,6 +307,7 @@ def export(path: Place, folder: str | Path, *, ema: bool = True, report: Callabl
         vocabulary=loaded.vocabulary.name,
         symbols=getattr(loaded.vocabulary, "symbols", None),
         tokenizer=loaded.vocabulary.content if isinstance(loaded.vocabulary, Trained) else None,
+        saved=read_saved(path),
         source={
             "run": loaded.config.name,
             "step": loaded.step,

@@ -47,6 +47,7 @@ class Request:
     suffix: str | None = None  # text behind these
     echo: bool = False  # a completion begins with the prompt
     longest: int = LENGTH_LIMIT  # tokens that the canvas may have
+    group: str | None = None  # requests of one get the same version of a model, if two are served; see serving.canary
 
 
 class Sample(BaseModel):
@@ -75,6 +76,17 @@ class ModelFacts(BaseModel):
 
     hash: str = Field(description="of the weights")
     step: int = Field(description="training step")
+    # Left out where they say nothing: whoever reads answers of runs meets what there was before registries.
+    model_version: int | None = Field(
+        default=None,
+        exclude_if=lambda found: found is None,
+        description="number in the registry, of what comes from there",
+    )
+    trial: bool = Field(
+        default=False,
+        exclude_if=lambda found: not found,
+        description="this version is tried with a share of the requests",
+    )
 
 
 @dataclass(frozen=True)
@@ -246,8 +258,9 @@ def _ids(loaded: "Loaded", text: str, what: str, literal: bool) -> torch.Tensor:
 
 
 def _in_blocks(loaded: "Loaded", request: Request, length: int) -> SamplingConfig:
-    """The settings; of a completion that is too long for the network, with a block."""
-    settings, window, objective = request.settings, loaded.config.model.length, loaded.model.objective
+    """The settings, nothing in them a mere name; of a completion that is too long for the network, with a block."""
+    settings = samplers.filled(loaded.model, request.settings)
+    window, objective = loaded.config.model.length, loaded.model.objective
     if request.fill is None or length <= window or settings.block is not None:
         return settings
     name = settings.resolve(objective).sampler
@@ -300,7 +313,7 @@ def answer(
 
 def facts(loaded: "Loaded") -> ModelFacts:
     """Which weights these are."""
-    return ModelFacts(hash=loaded.weights_hash, step=loaded.step)
+    return ModelFacts(hash=loaded.weights_hash, step=loaded.step, model_version=loaded.model_version)
 
 
 def text_end(request: Request, job: Job, tokens: Tensor, sampled: Tensor) -> tuple[int, bool]:

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 class Tracker(Protocol):
-    """Takes rows of metrics: `kind` ("train", "evaluation", "checkpoint"), `step`, and figures."""
+    """Takes rows of metrics: `kind` ("train", "evaluation", "checkpoint", "suite"), `step`, and figures."""
 
     def log(self, row: Row) -> None: ...
 
@@ -56,11 +56,11 @@ class JsonLines:
 class TensorBoard:
     """Event files below the run's `tensorboard/`."""
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, first_step: int | None):
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step hides what an earlier attempt logged beyond the step that this one starts from.
-        self._writer = SummaryWriter(str(path), purge_step=first_step + 1)
+        # purge_step hides what an earlier attempt logged beyond the step that this one starts from, if it does.
+        self._writer = SummaryWriter(str(path), purge_step=None if first_step is None else first_step + 1)
 
     def log(self, row: Row) -> None:
         for name, value in _figures(row).items():

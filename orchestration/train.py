@@ -1,6 +1,7 @@
 """The driver of a run: checks everything first, prepares the data if need be, starts Ray Train, shows progress."""
 
 import json
+import math
 import os
 import tempfile
 import threading
@@ -14,13 +15,16 @@ import torch
 
 from md4.errors import Failed, UserError
 from md4.model import count_parameters
-from orchestration import checkpoints, memory_plan, spares
+from orchestration import checkpoints, forks, memory_plan, spares
 from orchestration.cluster import address, cluster, gpus, worker_environment
 from orchestration.config import Config
 from orchestration.cursor import check_cursor, run_order
 from orchestration.events import Events
 from orchestration.passes import Passes
 from orchestration.runs import METRICS, Run, check_writable, refuse_taken
+from orchestration.stopping import Stop
+from orchestration.suites import settings as suites
+from orchestration.suites.beside import Beside
 from pipelines.config import check as check_corpus
 from pipelines.config import prepared_path
 from pipelines.manifest import MANIFEST, Manifest
@@ -38,11 +42,16 @@ class Outcome:
     seconds: float
 
 
-def check(config: Config, resume: bool, report: Report) -> None:
-    """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource."""
+def check(config: Config, resume: bool, report: Report) -> Config:
+    """Everything that can be wrong before any process starts; UserError with the first mistake. Takes no resource.
+
+    Returns the configuration with the checkpoint that it begins from found (`forks.pinned`).
+    """
     if config.train.device == "cuda" and not torch.cuda.is_available() and address() is None:
         raise UserError("train.device='cuda', but torch sees no CUDA device here; use cpu or auto")
     memory_plan.check(config)
+    if config.evaluation.suite is not None:
+        suites.load(config.evaluation.suite)
     for note in check_corpus(config.data):
         report(note)
     if config.checkpoint.directory is not None:
@@ -54,28 +63,41 @@ def check(config: Config, resume: bool, report: Report) -> None:
         f"{config.model.length} tokens on {config.train.workers} worker(s), ZeRO-{config.train.zero_stage}, "
         f"up to {share} rows a worker and step"
     )
+    if not resume:
+        refuse_taken(config)
+    config = forks.pinned(config, resume, report)
     if resume:
         run = Run.resume(config, report)
         found = checkpoints.newest(run.checkpoints, report)
         report(
             f"continuing {run.place} " + (f"from step {found.step}" if found else "from the start: no checkpoint yet")
         )
-    else:
-        refuse_taken(config)
     folders = [prepared_path(one) for _, one in config.data.sets()]
     if all(Folder(folder).exists(MANIFEST) for folder in folders):  # else as soon as they are prepared
         _check_data(config, folders, resume, report)
+    return config
 
 
-def train(config: Config, *, resume: bool = False, report: Report = print) -> Outcome:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    report: Report = print,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    stop: Stop | None = None,
+) -> Outcome:
     """Run `config` to its last step; returns when it is done.
 
+    on_row: is given each row of metrics that the run writes, in a thread of its own; stop: ends the run from outside.
+
     Raises:
+        Stopped: `stop` was asked to.
         UserError: anything wrong with the configuration, the data or the run's folder, or the run failed for good.
     """
-    check(config, resume, report)
+    config = check(config, resume, report)
     check_writable(config.place)
-    with cluster(num_cpus=config.train.most_workers + 2):
+    beside = 0 if config.evaluation.suite is None else math.ceil(config.evaluation.suite_cpus)
+    with cluster(num_cpus=config.train.most_workers + 2 + beside):
         prepared_before = all(Folder(prepared_path(one)).exists(MANIFEST) for _, one in config.data.sets())
         data = [prepare(one, report) for _, one in config.data.sets()]
         if not prepared_before:
@@ -84,9 +106,12 @@ def train(config: Config, *, resume: bool = False, report: Report = print) -> Ou
         began = time.perf_counter()
         events = Events(run.place)
         events.add("driver", did="began", pid=os.getpid())
+        if not resume and config.train.start_from is not None:
+            events.add("origin", checkpoint=config.train.start_from)
         try:
-            with _Follower(run, config, report):
-                result = _fit(config, run, data)
+            with _Follower(run, config, report, on_row), Beside(run, config, report) as suites:
+                result = _fit(config, run, data, stop)
+                suites.finish()
         finally:
             events.add("driver", did="ended", pid=os.getpid())
         return Outcome(run, result["step"], time.perf_counter() - began)
@@ -104,7 +129,10 @@ def _check_data(config: Config, folders: Sequence[Place], resume: bool, report: 
             f"{str(folders[0])!r} has no rows in its validation split to evaluate with: "
             "set evaluation.every=0, or data.validation higher"
         )
-    if resume and (found := checkpoints.newest(Run(config.place).checkpoints, lambda _: None)):
+    found = checkpoints.newest(Run(config.place).checkpoints, lambda _: None) if resume else None
+    if found is None and config.train.start_from is not None:
+        found = checkpoints.read(config.train.start_from)
+    if found is not None:
         check_cursor(order, found, report)
 
 
@@ -135,7 +163,7 @@ def _use_gpu(config: Config) -> bool:
     return config.train.device == "cuda"
 
 
-def _scaling(config: Config) -> Any:
+def scaling(config: Config) -> Any:
     from ray.train import ScalingConfig
 
     least, most = config.train.least_workers, config.train.most_workers
@@ -146,7 +174,7 @@ def _scaling(config: Config) -> Any:
     )
 
 
-def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
+def _fit(config: Config, run: Run, data: Sequence[Place], stop: Stop | None = None) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
 
     from orchestration import worker
@@ -163,7 +191,7 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
                 "checkpoints": checkpoints_place,
                 "data": [str(Folder(place).absolute()) for place in data],
             },
-            scaling_config=_scaling(config),
+            scaling_config=scaling(config),
             run_config=RunConfig(
                 name=f"attempt-{time.time_ns()}",
                 storage_path=notes,
@@ -174,6 +202,7 @@ def _fit(config: Config, run: Run, data: Sequence[Place]) -> dict[str, Any]:
             folder=run.address,
             checkpoints=checkpoints_place,
             max_restarts=config.train.max_restarts,
+            stop=stop,
         )
         try:
             result: Any = trainer.fit().return_value
@@ -210,10 +239,12 @@ def _explain(error: Exception, run: Run) -> Exception:
 
 
 class _Follower:
-    """Prints the run's metrics as they are written, one clear line each."""
+    """Tells the run's metrics as they are written, one clear line each."""
 
-    def __init__(self, run: Run, config: Config, report: Report):
-        self._run, self._config, self._report = run, config, report
+    def __init__(
+        self, run: Run, config: Config, report: Report, on_row: Callable[[dict[str, Any]], None] | None = None
+    ):
+        self._run, self._config, self._report, self._on_row = run, config, report, on_row
         self._every = 2.0 if run.place.remote else 0.5
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -238,6 +269,8 @@ class _Follower:
             if row["time"] > self._seen:
                 self._seen = row["time"]
                 self._report(describe(row, self._config))
+                if self._on_row is not None:
+                    self._on_row(row)
 
     def _new_rows(self) -> Iterator[dict[str, Any]]:
         path = self._run.metrics_file
@@ -280,6 +313,8 @@ def describe(row: dict[str, Any], config: Config) -> str:
         return f"{head}  checkpoint {row['path']} ({row['seconds']:.1f} s, {row['blocked']:.2f} s of them in the way)"
     if row["kind"] == "checkpoint failed":
         return f"{head}  no checkpoint: {row['error']}"
+    if row["kind"] == "suite":
+        return f"step {step}: suite {row['suite']}: {row['headline']} ({row['seconds']:.0f} s)"
     if row["kind"] == "spike":
         return f"{head}  {row['action']}: {row['reason']}; the batch is in {row['batch']}"
     return f"{head}  {row['workers']} worker(s), {row['compute']} products"

@@ -26,7 +26,7 @@ from md4.flops import PassFlops
 from md4.genmd4 import GenMD4
 from md4.model import build, drop_labels
 from md4.objectives import MaskedDiffusion, bits_per_token
-from orchestration import checkpoints, powers, progress, spares
+from orchestration import checkpoints, forks, powers, progress, spares
 from orchestration.checkpoint_writer import Retention, Writer
 from orchestration.clock import Clock
 from orchestration.devices import peak_flops
@@ -144,7 +144,8 @@ class _Training:
         kept = config.checkpoint
         self.writer = Writer(place, Retention(kept.keep, kept.keep_every, kept.keep_best), self._bring_metrics)
         self.evaluated: dict[str, float] | None = None  # the last evaluation, if it was of this step
-        self.step = self._restore()
+        self.origin: dict[str, Any] | None = None  # the checkpoint of another run that this one began from
+        self.step = self.saved = self._restore()
         self.leader = Leader(config)
         self.watchdog = Watchdog(config.train.patience, self._tell_hang)
         self.peak = train.peak_tflops * 1e12 if train.peak_tflops else peak_flops(self.device, dtype)
@@ -164,15 +165,24 @@ class _Training:
             self._log("start", compute=str(dtype).removeprefix("torch."), workers=self.world, pid=os.getpid(), **lost)
 
     def _restore(self) -> int:
-        """Load the newest sound checkpoint, the same on every worker; 0 when there is none."""
+        """Load the newest sound checkpoint, or the one to start from, the same on every worker; 0 if there is none."""
         checkpoint = checkpoints.newest_together(self.checkpoints, self._tell_damage)
+        own = checkpoint is not None
         if checkpoint is None:
-            return 0
+            if self.config.train.start_from is None:
+                return 0
+            checkpoint = checkpoints.read_together(self.config.train.start_from)
         checkpoints.restore(checkpoint, self.state)
-        self.meter = Meter(checkpoint.manifest["meter"])
+        ledger = checkpoint.manifest["ledger"]
+        if own:
+            self.origin = checkpoint.manifest.get("origin")
+            self.meter = Meter(checkpoint.manifest["meter"])
+            self.clock = Clock(checkpoint.manifest["spent"])
+        else:  # what the other run measured since its last line of metrics, and its time, are its own
+            self.origin = forks.origin(checkpoint)
+            ledger = {**ledger, "digests": ""}
         self.spikes = Spikes(self.config.train.spike, checkpoint.manifest["spikes"])
-        self.clock = Clock(checkpoint.manifest["spent"])
-        self.ledger = Ledger(self.order, checkpoint.manifest["ledger"])
+        self.ledger = Ledger(self.order, ledger)
         return checkpoint.step
 
     def fit(self) -> int:
@@ -349,7 +359,8 @@ class _Training:
             self.engine.backward(self.passes.loss(bits_per_token(loss.optimised, length), real))
             bounds.append(bits_per_token(loss.bound, length)[:real])
             weight = 1 if self.end_of_rows is None else length
-            self.meter.add(bounds[-1], loss.hidden[:real], drawn["t"][mine][:real], weight, length)
+            times = drawn["t"][mine][:real]
+            self.meter.add(bounds[-1], loss.hidden[:real], times, weight, length, self.model.times.density(times))
             self.watchdog.at(f"the update after pass {number}", step + 1)
             if number == self.passes.count:
                 orders = self._finish_update(batch, drawn["t"], torch.cat(bounds))
@@ -553,11 +564,21 @@ class _Training:
                 "meter": self.meter.dump(),
                 "spikes": self.spikes.dump(),
                 "spent": self.clock.spent(),
+                "origin": self.origin,
             }
             self.watchdog.at("saving", self.step)
-            self.writer.save(self.state, self.step, facts)
+            self.writer.save(self.state, self.step, facts, hold=self._is_for_the_suite())
+            self.saved = self.step
             if isinstance(self.model, GenMD4):
                 self._write_powers()
+
+    def _is_for_the_suite(self) -> bool:
+        """Is this the first checkpoint after so many steps, or the last of the run?"""
+        options = self.config.evaluation
+        if options.suite is None:
+            return False
+        every = options.suite_every
+        return self.step == self.config.train.steps or bool(every and self.step // every > self.saved // every)
 
     @cached_property
     def token_names(self) -> powers.Names:

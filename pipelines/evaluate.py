@@ -34,7 +34,21 @@ from pipelines.shards import ShardSet
 from pipelines.zero_shot import ZeroShotSet
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Estimates:
+    """What the rows of a set contributed to a report: N rows, evenly spaced over the set."""
+
+    nats: np.ndarray  # [N] the bound of each, the mean over its draws
+    tokens: np.ndarray  # [N] how many of its tokens count
+    clusters: np.ndarray  # [N] ids: of the document that it is from, of the row itself where documents aren't known
+
+
+def evaluate(model: MaskedDiffusion, data: ShardSet | ZeroShotSet | np.ndarray, **options: Any) -> LikelihoodReport:
+    """The report of `evaluate_rows`, which says what the options are."""
+    return evaluate_rows(model, data, **options)[0]
+
+
+def evaluate_rows(
     model: MaskedDiffusion,
     data: ShardSet | ZeroShotSet | np.ndarray,
     *,
@@ -49,7 +63,7 @@ def evaluate(
     provenance: Provenance | None = None,
     vocabulary: str = "unknown",
     progress: bool = True,
-) -> LikelihoodReport:
+) -> tuple[LikelihoodReport, Estimates]:
     """Estimate the bound on the rows of a prepared split, of a zero-shot set, or of an array of tokens `[N, L]`.
 
     limit: evaluate this many rows, evenly spaced over the set; all if None. batch_size: rows that go through the
@@ -93,7 +107,7 @@ def evaluate(
     nats, error = ratio_and_error(*(torch.from_numpy(a) for a in (found["nats"], found["tokens"], clusters)))
     bits, bits_error = nats / math.log(2), error / math.log(2)
     length = source.facts.characters_per_token
-    return LikelihoodReport(
+    report = LikelihoodReport(
         created=datetime.now(UTC),
         model=provenance or Provenance(),
         data_fingerprint=source.facts.fingerprint,
@@ -119,6 +133,7 @@ def evaluate(
         bits_per_dimension=bits if source.facts.images else None,
         bits_per_dimension_error=bits_error if source.facts.images else None,
     )
+    return report, Estimates(found["nats"], found["tokens"], clusters)
 
 
 # -- where rows come from --------------------------------------------------------------------------------------------
@@ -161,6 +176,11 @@ class _Source:
         if isinstance(self.data, ZeroShotSet):
             return _Rows(self.data.windows.tokens[ids], scored=self.data.windows.scored[ids])
         return _Rows(self.data[ids])
+
+
+def fingerprint(data: ShardSet | ZeroShotSet) -> str:
+    """Of the set as it is evaluated: what a report on it will say."""
+    return data.fingerprint if isinstance(data, ShardSet) else data.windows.fingerprint
 
 
 def _open(data: ShardSet | ZeroShotSet | np.ndarray, vocabulary: str) -> _Source:

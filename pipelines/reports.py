@@ -6,7 +6,7 @@
 from abc import ABC, abstractmethod
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -119,7 +119,18 @@ class LikelihoodReport(Report):
         return f"{number} ({how})."
 
 
-def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
+class Written(Protocol):
+    """What can be written as a report."""
+
+    @property
+    def name(self) -> str: ...
+
+    def markdown(self) -> str: ...
+
+    def model_dump_json(self, *, indent: int | None = None) -> str: ...
+
+
+def write(report: Written, folder: str | Path) -> tuple[Path, Path]:
     """Put a report into `folder` (made if need be) as NAME.json and NAME.md; returns both paths."""
     stem = Path(folder) / report.name
     json_file, markdown_file = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.md")

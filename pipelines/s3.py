@@ -251,7 +251,7 @@ def _told(error: Exception, url: str, bucket: str, attempts: int) -> Exception:
             "AWS_SECRET_ACCESS_KEY, in the environment of every machine that takes part"
         )
     elif isinstance(error, _UNREACHABLE):
-        return UserError(f"{url}: the endpoint cannot be reached ({what}); AWS_ENDPOINT_URL says where it is")
+        return Failed(f"{url}: the endpoint cannot be reached ({what}); AWS_ENDPOINT_URL says where it is")
     if passes(error):
         return Failed(f"{url}: given up after {attempts} attempts, the last of which failed so: {what}")
     if isinstance(error, boto.BotoCoreError | boto.ClientError | ValueError):

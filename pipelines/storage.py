@@ -73,7 +73,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """One process at a time, of those that ask for it with the same folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -192,7 +192,7 @@ class Folder:
         if not self.remote:
             target = Path(self.path(file))
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(target.parent):
+            with alone(target.parent):
                 new = change(target.read_bytes() if target.exists() else None)
                 if new is not None:
                     write_atomically(target, new)

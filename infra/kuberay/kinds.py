@@ -91,8 +91,11 @@ def ray_cron_job(frame: Frame, entry: "Entry", cluster_name: str, command: Seque
     return [frame.object("ray.io/v1", "RayCronJob", times | {"jobTemplate": job})]
 
 
-def ray_service(frame: Frame, serving: ServingConfig, worker: Size, models: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The sampling service: one replica a pod. models: runs by name, at places that pods see, as those in `serving`."""
+def ray_service(
+    frame: Frame, serving: ServingConfig, worker: Size, models: Mapping[str, str], registry: str | None = None
+) -> list[dict[str, Any]]:
+    """The sampling service: one replica a pod. models: runs by name, at places that pods see, as those in `serving`, or
+    MODEL@NAME in a registry that they see."""
     from orchestration.serving.app import describe_deployment
 
     if not serving.port:
@@ -108,7 +111,7 @@ def ray_service(frame: Frame, serving: ServingConfig, worker: Size, models: Mapp
         steps = {"gatewayClassName": shifted, "stepSizePercent": 10, "intervalSeconds": 30, "maxSurgePercent": 50}
         upgrade = {"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": steps}
     spec = {
-        "serveConfigV2": describe_deployment(models, serving),
+        "serveConfigV2": describe_deployment(models, serving, registry),
         "serviceUnhealthySecondThreshold": 900,
         "deploymentUnhealthySecondThreshold": 300,
         "rayClusterDeletionDelaySeconds": int(serving.timeout_s) + 60,  # requests under way are answered first

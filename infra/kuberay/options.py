@@ -58,6 +58,8 @@ class Options:
     time_limit: float | None = None  # s that a job may take
     keep: int = 3600  # s for which an ended job's cluster stays, to be looked at
     store: str | None = None  # of `md4 cron`, as the cluster's pods see it
+    model: str | None = None  # MODEL@NAME that a service serves instead of the run
+    registry: str | None = None  # where it is, as pods see it
 
     def check(self) -> None:
         """UserError naming the first option that is impossible, its value, and what is allowed."""
@@ -98,6 +100,12 @@ class Options:
             raise UserError("--kind cron needs --store s3://bucket/prefix, where `md4 cron` has entries; others none")
         if self.store is not None and not self.store.startswith("s3://"):
             raise UserError(f"--store {self.store} must be s3://bucket/prefix: this machine and pods both read it")
+        if (self.model is not None or self.registry is not None) and self.kind != "service":
+            raise UserError(f"--model and --registry are about a service; --kind {self.kind} serves nothing")
+        if (self.model is None) != (self.registry is None):
+            raise UserError("--model MODEL@NAME and --registry s3://bucket/prefix, where it is, go together")
+        if self.model is not None and "@" not in self.model:
+            raise UserError(f"--model {self.model!r} must be MODEL@NAME, such as small@production")
         self.environment()
 
     def environment(self) -> list[dict[str, Any]]:

@@ -4,13 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from infra.kuberay.options import named
 from md4.errors import UserError
+from orchestration import results
 from orchestration.config import Config
+from orchestration.suites.settings import suite_names
 from pipelines.storage import Folder
 
 MOUNT = "/storage"  # of the volume, in every pod
 _ELSEWHERE = ("s3://", "http://", "https://")
-_WRITTEN = ("runs", "data.directory", "checkpoint.directory")  # folders that the run writes
+# Folders that are written.
+_WRITTEN = ("runs", "data.directory", "checkpoint.directory", "evaluation.suite_results", "registry")
 
 
 class Places:
@@ -28,6 +32,7 @@ class Places:
             return
         scheme, _, rest = storage.partition(":")
         if scheme == "pvc" and rest:
+            named("--storage pvc", rest)
             self.claim, self.base = rest, MOUNT
         elif scheme == "s3":
             self.base = str(Folder(storage))  # UserError for what is no url of S3
@@ -57,7 +62,7 @@ class Places:
             raise UserError(f"{key}={place} leads out of the current folder: it has no place below --storage")
         found = f"{self.base}/{path}"
         if key not in _WRITTEN:
-            if self.claim is None and not key.endswith("path"):
+            if self.claim is None and not key.endswith(("path", "texts")):
                 raise UserError(f"{key}={place} is read as a file: on pods it needs a volume, --storage pvc:NAME")
             self.needed.append(found)
         return found
@@ -84,6 +89,14 @@ def _places(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
         # A name on the hub has a slash, too, but is there for the source huggingface alone.
         if one["path"] is not None and not (one["source"] == "huggingface" and not Path(one["path"]).exists()):
             yield one, "path", f"{key}.path"
+    evaluation = tree["evaluation"]
+    if evaluation["suite"] is not None:
+        evaluation["suite_results"] = str(results.place(evaluation["suite_results"]))
+        yield evaluation, "suite_results", "evaluation.suite_results"
+        if evaluation["suite"] not in suite_names():
+            yield evaluation, "suite", "evaluation.suite"
+    if tree["serving"]["canary"]["texts"] is not None:
+        yield tree["serving"]["canary"], "texts", "serving.canary.texts"
     for name in ("keys", "access_log"):
         if tree["serving"][name] is not None:
             yield tree["serving"], name, f"serving.{name}"

@@ -2,11 +2,11 @@
 
 `settings` is what can be asked for, `sampler` the interface, `batch` advances rows of any mix one network call at a
 time. `plans`, `ancestral` and `first_hitting` know their plan before the first call; `draws` makes tokens of logits;
-`grid_search` finds the times that suit a model.
+`grid_costs` and `grid_search` find the times that suit a model, `saved` is what was found and is kept with it.
 """
 
-from md4.samplers.batch import Batch, check, run
+from md4.samplers.batch import Batch, check, filled, run
 from md4.samplers.rows import Job, Samples
 from md4.samplers.settings import SamplingConfig
 
-__all__ = ["Batch", "Job", "Samples", "SamplingConfig", "check", "run"]
+__all__ = ["Batch", "Job", "Samples", "SamplingConfig", "check", "filled", "run"]

@@ -20,6 +20,7 @@ from md4.objectives import MaskedDiffusion, evaluating
 from md4.samplers.registry import sampler_class
 from md4.samplers.rows import KNOWN, PENDING, Job, Rows, Samples
 from md4.samplers.sampler import Ask, Sampler, Seen, Sight
+from md4.samplers.saved import Saved
 from md4.samplers.settings import SamplingConfig
 
 _CHUNK = 1 << 22  # logits made at a time: 16 MB
@@ -32,13 +33,19 @@ def _classes(model: MaskedDiffusion) -> int:
     return getattr(conditioning, "classes", 0)
 
 
+def filled(model: MaskedDiffusion, settings: SamplingConfig) -> SamplingConfig:
+    """`settings` with what is kept with the model in the place of its name. UserError for what isn't kept."""
+    return (model.saved or Saved()).fill(settings, model.objective)
+
+
 def check(model: MaskedDiffusion, job: Job) -> SamplingConfig:
     """The job's settings, resolved, if the model can sample it.
 
     Raises `UserError` if the canvas holds anything but tokens and the mask id, for settings or a sampler that are not
     for this model, for a stop token that is none, and for a label or a guidance without classes.
     """
-    settings, mask, classes = job.settings.resolve(model.objective), model.mask_id, _classes(model)
+    settings = filled(model, job.settings).resolve(model.objective)
+    mask, classes = model.mask_id, _classes(model)
     sampler_class(model.objective, settings)
     if bool(((job.canvas < 0) | (job.canvas > mask)).any()):
         raise UserError(f"a canvas holds tokens 0..{mask - 1} and the mask id {mask}")
@@ -281,7 +288,7 @@ def collect(model: MaskedDiffusion, job: Job, ended: Sequence[Rows], network_cal
         calls=rows.calls.cpu(),
         row_draws=rows.draws.cpu(),
         broken=rows.broken.cpu(),
-        settings=job.settings.resolve(model.objective),
+        settings=filled(model, job.settings).resolve(model.objective),
         network_calls=network_calls,
         seconds=seconds,
         counted={name: value.cpu() for name, value in rows.own.items()},

@@ -1,5 +1,6 @@
 """What a sampler can be told, and which sampler listens to what."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,11 @@ SamplerName = Literal[
     "adaptive_thinning",
     "race",
     "frozen",
+    "best",
 ]
+
+BEST = "best"  # stands for settings that are kept with a model, for a number of network calls; see `saved`
+SAVED_GRID = r"searched(-[a-z0-9]+)*"  # names of grids that are kept with a model
 
 # The settings that each sampler has beside those of all samplers. The first sampler of an objective is its default.
 _REVEALS = ("min_reveals", "max_reveals", "block")
@@ -62,12 +67,15 @@ Steps = Annotated[
         ge=1,
         le=_MOST,
         description="ancestral, remdm, p2: steps of the time grid, 256 by default; first_hitting, confidence, margin: "
-        "network calls, one a token by default",
+        "network calls, one a token by default; best: network calls that a sample may cost",
     ),
 ]
 GridSetting = Annotated[
-    Grid | tuple[float, ...],
-    Field(description="where the steps lie: evenly, finer where most is masked, or at these times from 1 to 0"),
+    Grid | Literal["searched"] | Annotated[str, Field(pattern=f"^{SAVED_GRID}$")] | tuple[float, ...],
+    Field(
+        description="where the steps lie: evenly, finer where most is masked, as was searched for this model (`md4 "
+        "grid`), or at these times from 1 to 0"
+    ),
 ]
 Temperature = Annotated[
     float, Field(gt=0, allow_inf_nan=False, description="divides the logits; 1 = the model's own probabilities")
@@ -97,7 +105,10 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sampler: SamplerName | None = Field(default=None, description="null = ancestral for md4, thinning for genmd4")
+    sampler: SamplerName | None = Field(
+        default=None,
+        description="null = ancestral for md4, thinning for genmd4; best = as was found for this model and these steps",
+    )
     steps: Steps | None = None
     grid: GridSetting | None = None
     temperature: Temperature = 1.0
@@ -150,9 +161,11 @@ class SamplingConfig(BaseModel):
     def _names_or_times(cls, grid: Any) -> Any:
         """One message for what is neither, in place of one for each kind of grid."""
         numbers = isinstance(grid, list | tuple) and all(type(time) in (int, float) for time in grid)
-        if grid is None or numbers or (isinstance(grid, str) and grid in GRIDS):
+        if grid is None or numbers or (isinstance(grid, str) and (grid in GRIDS or re.fullmatch(SAVED_GRID, grid))):
             return grid
-        raise ValueError("allowed are 'uniform', 'cosine', or times that fall from 1 to 0, such as [1, 0.4, 0]")
+        raise ValueError(
+            "allowed are 'uniform', 'cosine', or times that fall from 1 to 0, such as [1, 0.4, 0], or 'searched'"
+        )
 
     @model_validator(mode="after")
     def _fits(self) -> "SamplingConfig":
@@ -162,6 +175,7 @@ class SamplingConfig(BaseModel):
                 raise ValueError(f"steps={self.steps}, but grid has {len(self.grid)} times: {len(self.grid) - 1} steps")
         if self.sampler is not None:
             known = {name for table in SAMPLERS.values() for name in table.get(self.sampler, ())}
+            known |= {"steps"} if self.sampler == BEST else set()
             self._refuse(self.sampler, known)
         if self.min_reveals and self.max_reveals and self.min_reveals > self.max_reveals:
             raise ValueError(f"min_reveals={self.min_reveals} is above max_reveals={self.max_reveals}")
@@ -187,10 +201,12 @@ class SamplingConfig(BaseModel):
         return SamplingConfig.model_validate({**kept, **changes})
 
     def resolve(self, objective: Objective) -> "SamplingConfig":
-        """With every default filled in, as results record it.
+        """With every default filled in, as results record it. What stands for settings kept with a model stays.
 
         Raises `UserError` for a sampler or a setting that models of this objective don't have.
         """
+        if self.sampler == BEST:
+            return self
         table = SAMPLERS[objective]
         name = self.sampler or next(iter(table))
         if name not in table:

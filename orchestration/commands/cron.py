@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from md4.errors import Failed, UserError
-from orchestration.commands.arguments import console, group, say
-from orchestration.commands.jobs import Address, duration, pairs
+from orchestration.commands.arguments import console, duration, group, pairs, say, wide
+from orchestration.commands.jobs import Address, Cpus, Gpus, Include, Label, Place, Secret
 
 app = group("Jobs at their times: add, list, run, history, pause, resume, remove.")
 
 Name = Annotated[str, typer.Argument(help="name of the entry")]
-Place = Annotated[
+StorePlace = Annotated[
     str | None,
     typer.Option("--store", help="folder of entries and records, a path or s3://...; else MD4_CRON says it, else cron"),
 ]
@@ -31,24 +31,16 @@ def add(
         str, typer.Option(help="how late a missed time may still be run, e.g. 6h; of several, the last one is")
     ] = "0",
     replace: Annotated[bool, typer.Option("--replace", help="instead of the entry of that name")] = False,
-    store: Place = None,
-    place: Annotated[
-        str | None,
-        typer.Option(help="s3://bucket/prefix or a folder of the cluster, for relative paths; else MD4_PLACE says it"),
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="a text file or folder here that goes along; may be repeated")
-    ] = None,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=env:VARIABLE, NAME=file:PATH or NAME=k8s:SECRET/KEY, there; may be repeated"),
-    ] = None,
-    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, e.g. owner=anna; may be repeated")] = None,
+    store: StorePlace = None,
+    place: Place = None,
+    include: Include = None,
+    secret: Secret = None,
+    label: Label = None,
     attempts: Annotated[int, typer.Option(min=1, help="failed ones in a row, without progress, that end a run")] = 3,
     budget: Annotated[str | None, typer.Option(help="time that a run's failed attempts may take in all")] = None,
     time_limit: Annotated[str | None, typer.Option(help="of a run: 90, 30m, 2h, 1d; none if not given")] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="of the driver; 0 = on the head node")] = 0,
-    gpus: Annotated[float, typer.Option(min=0, help="of the driver")] = 0,
+    cpus: Cpus = 0,
+    gpus: Gpus = 0,
 ) -> None:
     """Have `md4 submit VERB ARGUMENTS...` done at times: md4 cron add NAME --at '30 2 * * *' -- VERB ARGUMENTS...
 
@@ -57,7 +49,6 @@ def add(
     from orchestration.cron import Schedule, Store
     from orchestration.cron.entry import check_name, make
     from orchestration.jobs.resolve import resolve
-    from orchestration.jobs.spec import Retry
 
     check_name(name)
     Schedule(at, zone)  # before what takes longer
@@ -71,7 +62,7 @@ def add(
         say=lambda note: say(f"note: {note}"),
         secrets=tuple(secret or ()),
         labels={"cron": name, **pairs(label, "--label")},
-        retry=Retry.model_validate({"attempts": attempts, "budget_s": duration(budget, "--budget")}),
+        retry={"attempts": attempts, "budget_s": duration(budget, "--budget")},
         time_limit_s=duration(time_limit, "--time-limit"),
         num_cpus=cpus,
         num_gpus=gpus,
@@ -88,7 +79,7 @@ def add(
 
 @app.command("list")
 def show(
-    store: Place = None, as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False
+    store: StorePlace = None, as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False
 ) -> None:
     """The entries: their next times, and what became of the last one."""
     from orchestration.cron import Store, listing
@@ -106,7 +97,7 @@ def show(
 @app.command()
 def history(
     name: Name,
-    store: Place = None,
+    store: StorePlace = None,
     count: Annotated[int, typer.Option(min=1, help="records, the newest first")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
@@ -126,12 +117,12 @@ def history(
         return
     stored = entries.get(name)
     zone = UTC if stored is None or isinstance(stored, UserError) else stored.entry.times().zone
-    console.print(listing.history(records, zone), soft_wrap=False)
+    wide.print(listing.history(records, zone))
 
 
 @app.command()
 def run(
-    store: Place = None,
+    store: StorePlace = None,
     address: Address = None,
     once: Annotated[bool, typer.Option("--once", help="do what is due now, and end")] = False,
     every: Annotated[str, typer.Option(help="how soon changed entries are noticed")] = "30s",
@@ -161,19 +152,19 @@ def run(
 
 
 @app.command()
-def pause(name: Name, store: Place = None) -> None:
+def pause(name: Name, store: StorePlace = None) -> None:
     """Run an entry no more until it is resumed; what is running goes on."""
     _turn(name, store, paused=True)
 
 
 @app.command()
-def resume(name: Name, store: Place = None) -> None:
+def resume(name: Name, store: StorePlace = None) -> None:
     """Run an entry again from now on."""
     _turn(name, store, paused=False)
 
 
 @app.command()
-def remove(name: Name, store: Place = None) -> None:
+def remove(name: Name, store: StorePlace = None) -> None:
     """Take an entry out. Its history stays; what is running goes on."""
     from orchestration.cron import Store
 

@@ -1,4 +1,4 @@
-"""`md4 evaluate | quality | grid`: what a trained model is worth."""
+"""`md4 evaluate | quality | grid | card`: what a trained model is worth."""
 
 import sys
 from pathlib import Path
@@ -48,10 +48,34 @@ def evaluate(
     ] = None,
     workers: Annotated[int, typer.Option(help="actors that share the work; 0 = in this process")] = 0,
     batch_size: Annotated[int, typer.Option(help="rows through the network at once; doesn't change the result")] = 64,
-    seed: Seed = 0,
+    seed: Seed = None,
     ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="all that a suite says, and its figures to a table: a .yaml file, or pydocs"),
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option(help="that table: a folder or s3://...; else MD4_RESULTS, else results/")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="of the run's checkpoint; the newest if not given")] = None,
+    model: Annotated[str | None, typer.Option(help="its name in the table; what the folder says if not given")] = None,
+    again: Annotated[bool, typer.Option("--again", help="measure what the table has already")] = False,
 ) -> None:
     """The negative ELBO in bits per token, character or dimension, with its standard error, as a report in reports/."""
+    if suite is not None:
+        single = {
+            "split": split, "rows": rows, "draws": draws, "estimator": estimator, "timesteps": timesteps, "set": sets,
+            "zero-shot": zero_shot, "data": data, "protocol": protocol, "stride": stride, "seed": seed,
+            "separate": separate or None, "tokenizer": tokenizer,
+        }  # fmt: skip
+        for name, value in single.items():
+            if value is not None:
+                raise UserError(f"--{name} is said in the suite: leave it out, or leave out --suite")
+        _suite(run, suite, results, step, model, again, workers, batch_size, ema)
+        return
+    for name, value in {"results": results, "step": step, "model": model, "again": again or None}.items():
+        if value is not None:
+            raise UserError(f"--{name} is about suites: it needs --suite FILE")
     if zero_shot is None:
         given = {"protocol": protocol, "stride": stride, "separate": separate or None, "tokenizer": tokenizer}
         for name, value in given.items():
@@ -69,6 +93,28 @@ def evaluate(
     )
     for report in measure(run, wanted, say):
         say(report.headline())
+
+
+def _suite(
+    path: str,
+    suite: str,
+    table: str | None,
+    step: int | None,
+    model: str | None,
+    again: bool,
+    workers: int,
+    batch_size: int,
+    ema: bool,
+) -> None:
+    from orchestration import results
+    from orchestration.suites.reports import text_table
+    from orchestration.suites.run import Options
+    from orchestration.suites.run import run as measure
+    from orchestration.suites.settings import load
+
+    options = Options(step, ema, again, workers, batch_size, model)
+    outcome = measure(path, load(suite), results.place(table), options, say)
+    say(text_table(outcome.results))
 
 
 @app.command()
@@ -130,16 +176,80 @@ def quality(
 @app.command("grid")
 def search_grid(
     run: RunFolder,
-    steps: Annotated[int, typer.Option(help="steps of the grid")] = 32,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="--frontier: settings of all samplers as key=value, e.g. temperature=0.9")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="steps of the grids, with commas; 32, with --frontier 8,16,32,64")
+    ] = None,
     rows: Annotated[int, typer.Option(help="rows of the validation split to search with, and as many to check")] = 64,
     draws: Annotated[int, typer.Option(help="masks of each row at each time")] = 1,
-    points: Annotated[int, typer.Option(help="times to choose from")] = 128,
+    points: Annotated[
+        int | None, typer.Option(help="times to choose from: 512 for rows of up to 256 tokens, else 128")
+    ] = None,
+    name: Annotated[str, typer.Option(help="of the grids that are kept: searched, searched-NAME")] = "searched",
+    frontier: Annotated[
+        bool, typer.Option("--frontier", help="then sample with every sampler and grid: which is best for these calls?")
+    ] = False,
+    samplers: Annotated[str | None, typer.Option(help="--frontier: names with commas; all that the model has")] = None,
+    count: Annotated[int | None, typer.Option(help="--frontier: samples of each setting, 256")] = None,
+    judge: Annotated[str | None, typer.Option(help="--frontier: language model that scores texts")] = None,
+    features: Annotated[Path | None, typer.Option(help="--frontier: network of TorchScript that sees images")] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="--frontier: keep the best settings with the run, as sampler=best")
+    ] = False,
+    batch_size: Annotated[int | None, typer.Option(help="--frontier: samples made at once, 64")] = None,
     seed: Seed = 0,
     ema: Annotated[bool, typer.Option(help="averaged weights")] = True,
 ) -> None:
-    """Search the times of a sampler's steps that make its bound smallest; written to the run's reports/."""
+    """Search the times of a sampler's steps that make its bound smallest; kept with the run, reports in reports/."""
     from orchestration.grids import Search
     from orchestration.grids import run as search
+    from orchestration.quality import numbers
 
-    report, file = search(run, Search(steps, rows, draws, points, seed or 0, ema), say)
-    say(f"{report.table()}\nwritten: {file}\nnext: md4 sample {run} grid={file}")
+    wanted = Search(
+        numbers(steps or ("8,16,32,64" if frontier else "32"), int, "--steps"),
+        rows, draws, points, seed or 0, ema, name=name,
+    )  # fmt: skip
+    if not frontier:
+        given = {"samplers": samplers, "count": count, "judge": judge, "features": features, "save": save or None}
+        for option, value in {**given, "batch-size": batch_size}.items():
+            if value is not None:
+                raise UserError(f"--{option} is about samples: it needs --frontier")
+        if settings:
+            raise UserError(f"{settings[0]} is a setting of samplers: it needs --frontier")
+        for report, file in search(run, wanted, say):
+            say(f"{report.table()}\nwritten: {file}\nnext: md4 sample {run} grid={name} steps={report.steps}")
+        return
+    from orchestration import sampler_frontier
+    from orchestration.sampling_settings import read_changes
+
+    names = tuple(part.strip() for part in (samplers or "").split(",") if part.strip())
+    trial = sampler_frontier.Wanted(
+        wanted, read_changes(settings or ()), names, 256 if count is None else count, judge, features,
+        64 if batch_size is None else batch_size, save,
+    )  # fmt: skip
+    found, _, written = sampler_frontier.run(run, trial, say)
+    say(f"{found.headline()}\nwritten: {', '.join(written[1:])}")
+    if save and found.winners:
+        say(f"next: md4 sample {run} sampler=best steps={found.winners[0].calls}")
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="folder of a run (a path or s3://...), or of an exported model")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder that gets card.md, card.html and card/*.png; else Markdown is printed")
+    ] = None,
+    weights_licence: Annotated[str | None, typer.Option(help="of the weights; else card.weights_licence")] = None,
+    data_licence: Annotated[str | None, typer.Option(help="of the data; else card.data_licence")] = None,
+    about: Annotated[str | None, typer.Option(help="what it is for; else card.about")] = None,
+) -> None:
+    """The model card: data, training, figures of reports on these weights, samples, limits, licences, lineage."""
+    from orchestration import cards
+
+    facts = cards.of(model, licences=cards.Licences(weights=weights_licence, data=data_licence), about=about)
+    if out is None:
+        print(cards.markdown(facts), end="")
+        return
+    say("\n".join(f"written: {file}" for file in cards.write(out, facts)))

@@ -1,15 +1,12 @@
 """`md4 submit` and `md4 jobs`: commands carried out by a Ray cluster (`orchestration.jobs`)."""
 
 import json
-import re
 import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from md4.errors import UserError
-from orchestration.commands.arguments import group, say
+from orchestration.commands.arguments import duration, group, pairs, say, wide
 
 sending = group()
 app = group("The jobs of a cluster: list, logs, stop, resubmit.")
@@ -18,30 +15,19 @@ Address = Annotated[
     str | None,
     typer.Option(help="the cluster's dashboard, http(s)://HOST:PORT; else RAY_API_SERVER_ADDRESS says it"),
 ]
+Place = Annotated[
+    str | None,
+    typer.Option(help="s3://bucket/prefix or a folder of the cluster, for relative paths; else MD4_PLACE says it"),
+]
+Include = Annotated[list[str] | None, typer.Option(help="a text file or folder here that goes along; may be repeated")]
+Secret = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=env:VARIABLE, NAME=file:PATH or NAME=k8s:SECRET/KEY, there; may be repeated"),
+]
+Label = Annotated[list[str] | None, typer.Option(help="KEY=VALUE, e.g. owner=anna; may be repeated")]
+Cpus = Annotated[float, typer.Option(min=0, help="of the driver; 0 = on the head node")]
+Gpus = Annotated[float, typer.Option(min=0, help="of the driver")]
 Which = Annotated[str, typer.Argument(help="a job's name, or the id of one of its attempts")]
-_TABLE_WIDTH = 500  # no row is cut or folded: what is long, the terminal wraps
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def duration(text: str | None, option: str) -> float | None:
-    """Seconds of "90", "30m", "2h", "1d"; UserError for anything else."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
-    if found is None:
-        raise UserError(f"{option} {text!r} is not a time: a number of seconds, or such as 30m, 2h, 1d")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
-    """{KEY: VALUE} of options KEY=VALUE; UserError for anything else."""
-    found = {}
-    for text in texts or ():
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UserError(f"{option} {key!r} is not of the form KEY=VALUE")
-        found[key] = value
-    return found
 
 
 @sending.command(
@@ -55,18 +41,10 @@ def submit(
     name: Annotated[
         str | None, typer.Option(help="of the job; of train the run's name, else VERB and that if not given")
     ] = None,
-    place: Annotated[
-        str | None,
-        typer.Option(help="s3://bucket/prefix or a folder of the cluster, for relative paths; else MD4_PLACE says it"),
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="a text file or folder here that goes along; may be repeated")
-    ] = None,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=env:VARIABLE, NAME=file:PATH or NAME=k8s:SECRET/KEY, there; may be repeated"),
-    ] = None,
-    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, e.g. owner=anna; may be repeated")] = None,
+    place: Place = None,
+    include: Include = None,
+    secret: Secret = None,
+    label: Label = None,
     attempts: Annotated[int, typer.Option(min=1, help="failed ones in a row, without progress, that end the job")] = 3,
     wait: Annotated[str, typer.Option(help="before the second attempt; doubled for each after it")] = "10s",
     longest_wait: Annotated[str, typer.Option(help="before any attempt")] = "5m",
@@ -74,8 +52,8 @@ def submit(
         str | None, typer.Option(help="time that failed attempts and waits may take in all; no limit if not given")
     ] = None,
     time_limit: Annotated[str | None, typer.Option(help="of the whole job: 90, 30m, 2h, 1d; none if not given")] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="of the driver; 0 = on the head node")] = 0,
-    gpus: Annotated[float, typer.Option(min=0, help="of the driver")] = 0,
+    cpus: Cpus = 0,
+    gpus: Gpus = 0,
     install: Annotated[
         bool, typer.Option("--install", help="install our requirements there, at the versions that are here")
     ] = False,
@@ -89,7 +67,6 @@ def submit(
     stopped. Ctrl-C leaves the job running.
     """
     from orchestration.jobs.resolve import resolve
-    from orchestration.jobs.spec import Retry
 
     job = resolve(
         verb,
@@ -100,25 +77,25 @@ def submit(
         say=lambda note: say(f"note: {note}"),
         secrets=tuple(secret or ()),
         labels=pairs(label, "--label"),
-        retry=Retry(
-            attempts=attempts,
-            first_s=duration(wait, "--wait") or 0,
-            longest_s=duration(longest_wait, "--longest-wait") or 0,
-            budget_s=duration(budget, "--budget"),
-        ),
+        retry={
+            "attempts": attempts,
+            "first_s": duration(wait, "--wait"),
+            "longest_s": duration(longest_wait, "--longest-wait"),
+            "budget_s": duration(budget, "--budget"),
+        },
         time_limit_s=duration(time_limit, "--time-limit"),
         num_cpus=cpus,
         num_gpus=gpus,
     )
-    from orchestration.jobs.client import Jobs, dashboard
-
     if dry_run:
+        from orchestration.jobs.connection import dashboard
         from orchestration.jobs.package import pack
 
         package = pack(job, f"{job.name}-1", install=install)
         say(package.describe(dashboard(address) or "http://HOST:8265"))
         say("\nnothing was sent (--dry-run)")
         return
+    from orchestration.jobs.client import Jobs
     from orchestration.jobs.submission import submit as send
 
     jobs = Jobs(address)
@@ -143,11 +120,14 @@ def show(
     from orchestration.jobs.listing import table
 
     wanted = pairs(label, "--label").items()
-    found = [one for one in Jobs(address).known(name) if wanted <= one.labels.items()]
+    jobs = Jobs(address)
+    found = [one for one in jobs.known(name) if wanted <= one.labels.items()]
     if as_json:
         print(json.dumps([one.as_tree() for one in found], indent=1))
+    elif not found:
+        say(f"no such jobs at {jobs.address}" if name or label else f"no jobs of md4 at {jobs.address}")
     else:
-        Console(width=_TABLE_WIDTH).print(table(found))
+        wide.print(table(found))
 
 
 @app.command()
@@ -171,6 +151,7 @@ def logs(
 def stop(which: Which, address: Address = None) -> None:
     """Stop a job; training goes on from its last checkpoint when it is submitted again."""
     from orchestration.jobs.client import Jobs
+    from orchestration.jobs.spec import State
 
     jobs = Jobs(address)
     found = jobs.find(which)
@@ -178,7 +159,10 @@ def stop(which: Which, address: Address = None) -> None:
         say(f"{found.id} is over already: {found.state}")
         return
     jobs.stop(found.id)
-    say(f"{found.id} was asked to end; submitted again, it goes on")
+    if found.state == State.PENDING:
+        say(f"{found.id} has not begun, and ends when its turn comes")
+    else:
+        say(f"{found.id} was asked to end; submitted again, it goes on")
 
 
 @app.command()

@@ -7,20 +7,9 @@ from typing import Annotated
 import typer
 
 from md4.errors import UserError
-from orchestration.commands.arguments import File, Overrides, Preset, group
+from orchestration.commands.arguments import File, Overrides, Preset, duration, group, pairs
 
 app = group("Write what a cluster needs to run a configuration.")
-
-
-def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    """KEY=VALUE as typed, by key; UserError naming the option for anything else."""
-    pairs = {}
-    for text in texts or ():
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise UserError(f"{option} {text!r} is not of the form KEY=VALUE")
-        pairs[key] = value
-    return pairs
 
 
 @app.callback()
@@ -59,10 +48,12 @@ def kuberay(
     gateway_class: Annotated[
         str | None, typer.Option(help="service: its upgrade shifts traffic step by step, by this class of Gateway")
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(help="job: seconds that it may take")] = None,
+    time_limit: Annotated[str | None, typer.Option(help="job: 90, 30m, 2h, 1d; none if not given")] = None,
     keep: Annotated[int, typer.Option(min=0, help="job: seconds for which its cluster stays after its end")] = 3600,
     entry: Annotated[str | None, typer.Option(help="cron: the entry of `md4 cron` in --store")] = None,
     store: Annotated[str | None, typer.Option(help="cron: where entries lie, for pods too: s3://bucket/cron")] = None,
+    model: Annotated[str | None, typer.Option(help="service: MODEL@NAME in --registry, not the run")] = None,
+    registry: Annotated[str | None, typer.Option(help="service: where --model is, for pods: s3://bucket/...")] = None,
     out: Annotated[Path | None, typer.Option(help="file to write; else it is printed")] = None,
 ) -> None:
     """KubeRay manifests: RayCluster, RayJob, RayService, RayCronJob. Asks no cluster; next: kubectl apply -f FILE."""
@@ -81,16 +72,18 @@ def kuberay(
         secrets=tuple(secret or ()),
         service_account=service_account,
         token_secret=token_secret,
-        labels=_pairs("--label", label),
-        node_selector=_pairs("--node", node),
+        labels=pairs(label, "--label"),
+        node_selector=pairs(node, "--node"),
         spot=spot,
         workers_per_pod=workers_per_pod,
         gpu_memory=gpu_memory,
         memory=memory,
         gateway_class=gateway_class,
-        time_limit=time_limit,
+        time_limit=duration(time_limit, "--time-limit"),
         keep=keep,
         store=store,
+        model=model,
+        registry=registry,
     )
     options.check()
     found = None

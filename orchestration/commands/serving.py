@@ -17,42 +17,48 @@ app = group()
 
 @app.command()
 def serve(
-    run: RunFolder,
+    run: Annotated[str, typer.Argument(help="folder of a run or of an exported model, or MODEL@NAME in the registry")],
     settings: Annotated[
         list[str] | None, typer.Argument(help="serving settings as key=value, e.g. replicas=2 min_replicas=0")
     ] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="a further model, NAME=RUN; may be repeated")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="a further one, NAME=RUN; may be repeated")] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="folder of the registry, here or s3://...; else MD4_REGISTRY, else registry/")
+    ] = None,
     write: Annotated[
         Path | None, typer.Option(help="write the file with which `serve deploy` does it on a cluster, and end")
     ] = None,
 ) -> None:
     """Answer sampling requests over HTTP until interrupted."""
-    from orchestration.config import override, read_assignments
-    from orchestration.runs import Run
+    from orchestration.config import read_assignments
+    from orchestration.registry import Registry
+    from orchestration.serving import sources
 
     given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
-    tree = read_assignments([f"serving.{setting}" for setting in settings or ()])
-    config = override(override(Run(run).config, tree), {"serving": given}).serving
+    tree = read_assignments([f"serving.{setting}" for setting in settings or ()]).get("serving", {})
+    config = sources.settings(run, tree | given)
     models = {}
     for one in model or ():
-        name, equals, folder = one.partition("=")
-        if not (name and equals and folder):
+        name, equals, place = one.partition("=")
+        if not (name and equals and place):
             raise UserError(f"--model {one!r} is not of the form NAME=RUN")
-        models[name] = Run(folder).address
+        models[name] = sources.address(place)
+    if any(sources.reference(place) for place in (run, *models.values())):
+        registry = Registry(registry).folder.absolute().url
 
     from orchestration.cluster import cluster  # after the settings: importing Ray Serve takes seconds
     from orchestration.serving.app import describe_deployment, free_port, named, serve_run
 
     if write is not None:
-        write.write_text(describe_deployment(named(run, models), config), encoding="utf-8")
+        write.write_text(describe_deployment(named(run, models), config, registry), encoding="utf-8")
         say(f"written: {write}; next: serve deploy {write}")
         return
     free_port(config.host, config.port)  # said at once, not after half a minute
     # As many logical CPUs as the replicas ask for; Serve's own actors and gateways ask for none.
     with cluster(num_cpus=max(os.cpu_count() or 1, math.ceil(config.replicas * config.num_cpus))) as own:
-        server = serve_run(run, config, models)
+        server = serve_run(run, config, models, registry=registry)
         say(
             f"serving {', '.join([str(run), *models])} at {server.url} (a page; POST /v1/samples, described at "
             f"{server.url}/docs; metrics at {server.metrics_url}); Ctrl-C ends it"

@@ -62,7 +62,7 @@ class Attempts:
         waits = tenacity.wait_exponential(self._job.retry.first_s, self._job.retry.longest_s)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda code: code not in (DONE, MISTAKE, OVER_TIME, STOPPED)),
-            wait=lambda _: waits(_Failures(self._failures)),  # type: ignore[arg-type]
+            wait=lambda _: seconds_after(self._failures, waits),
             stop=self._is_spent,
             sleep=self._rest,
             retry_error_callback=lambda state: state.outcome.result(),  # type: ignore[union-attr]
@@ -151,11 +151,11 @@ class Attempts:
         self._lost += seconds
 
 
-class _Failures:
-    """What tenacity's waits look at."""
-
-    def __init__(self, attempt_number: int):
-        self.attempt_number = attempt_number
+def seconds_after(failures: int, waits: tenacity.wait.wait_base) -> float:
+    """How long to wait after so many failures; tenacity itself counts attempts."""
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.attempt_number = failures
+    return waits(state)
 
 
 def _poll(child: subprocess.Popen[Any], seconds: float) -> int | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tenacity import wait_exponential_jitter
 
 from md4.errors import Failed
+from orchestration.jobs.attempts import seconds_after
 from orchestration.jobs.spec import State
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Following:
         self._line = ""  # the last one, not yet complete
         self._complete = False  # did the log's stream end as it should?
         self._known = False  # has the cluster ever known the job?
+        self._waiting = ""  # why it has not begun, as was said last
 
     def to_the_end(self) -> State:
         """Say every line; returns when the job is over."""
-        from orchestration.jobs.client import Away, Refused
+        from orchestration.jobs.connection import Away, Refused
 
         failures, since = 0, 0.0
         while True:
@@ -65,7 +67,7 @@ class Following:
                 failures += 1
                 if now - since > (PATIENCE if isinstance(error, Away) else _TOKEN_PATIENCE):
                     raise type(error)(f"{error}; the job goes on: md4 jobs logs {self._id} follows it") from None
-                self._sleep(_WAITS(_Failures(failures)))  # type: ignore[arg-type]
+                self._sleep(seconds_after(failures, _WAITS))
                 if isinstance(error, Refused):
                     self._jobs.renew()
 
@@ -80,6 +82,7 @@ class Following:
                     if found.state.over:  # what is left of the log comes at once, or not at all
                         await asyncio.wait({stream}, timeout=_LOOK_SECONDS)
                         return
+                    self._say_why_it_waits(found)
             await stream
         finally:
             stream.cancel()
@@ -116,6 +119,12 @@ class Following:
         for line in lines:
             self._say(line)
 
+    def _say_why_it_waits(self, found: "Known") -> None:
+        why = (found.message or "") if found.state == State.PENDING else ""
+        if why and why != self._waiting:
+            self._say(f"md4: {self._id} is pending: {why.strip()}")
+        self._waiting = why
+
     def _look(self) -> "Known":
         found = self._jobs.look(self._id)
         if found is None:
@@ -136,10 +145,3 @@ class Following:
         if found.state == State.FAILED and found.exit_code is None:  # the command never ran, or was killed
             self._say(f"md4: {(found.message or 'Ray says no more').strip()}")
         return found.state
-
-
-class _Failures:
-    """What tenacity's waits look at."""
-
-    def __init__(self, attempt_number: int):
-        self.attempt_number = attempt_number

@@ -28,6 +28,8 @@ STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 NAME, ATTEMPT, VERB, COMMAND, DIGEST, PLACE, LABEL = (
     f"md4/{key}" for key in ("name", "attempt", "verb", "command", "digest", "place", "label/")
 )
+# What Ray does not tell of a job: how it is submitted again.
+RESOURCES = {"md4/cpus": "entrypoint_num_cpus", "md4/gpus": "entrypoint_num_gpus"}
 
 
 def digest(job: Job) -> str:
@@ -115,6 +117,8 @@ def metadata(job: Job) -> dict[str, str]:
     """What Ray keeps with a job, of all its attempts."""
     found = {NAME: job.name, VERB: job.verb, COMMAND: job.typed or job.command, DIGEST: digest(job)}
     found |= {} if job.place is None else {PLACE: job.place}
+    amounts = zip(RESOURCES, (job.num_cpus, job.num_gpus), strict=True)
+    found |= {key: f"{amount:g}" for key, amount in amounts if amount}
     return found | {LABEL + key: value for key, value in job.labels.items()}
 
 

@@ -148,7 +148,7 @@ def make(**facts: object) -> Job:
         lines = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
-            value = "" if key.startswith(("secrets", "files")) else f"={problem['input']!r}"
+            value = "" if key.startswith(("secrets", "files", "labels")) else f"={problem['input']!r}"
             lines.append(f"{key}{value}: {problem['msg'].removeprefix('Value error, ')}")
         raise UserError("\n".join(lines)) from None
     job.refuse_secrets()

@@ -61,7 +61,8 @@ def resubmit(jobs: Jobs, which: str, say: Say) -> str:
     number = _next(jobs.known(found.name))
     submission_id = f"{found.name}-{number}"
     metadata = {**found.metadata, package.ATTEMPT: str(number)}
-    if not jobs.send(submission_id, found.entrypoint, found.environment, metadata):
+    resources = {name: float(metadata[key]) for key, name in package.RESOURCES.items() if key in metadata}
+    if not jobs.send(submission_id, found.entrypoint, found.environment, metadata, **resources):
         raise UserError(f"{submission_id} was submitted by somebody else just now")
     say(f"submitted: {submission_id}, the same as {found.id} ({found.state.lower()})")
     return submission_id

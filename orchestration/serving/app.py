@@ -1,6 +1,7 @@
 """The service on Ray Serve: replicas of models, gateways in front of them, started here or by `serve deploy`.
 
     md4 serve runs/mine                                   on this machine, until interrupted
+    md4 serve small@production --registry s3://b/models   what a name in the registry stands for
     md4 serve runs/mine --write serve.yaml                a file for a cluster, then
     serve deploy serve.yaml
 
@@ -22,11 +23,13 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from md4.errors import UserError
-from orchestration import checkpoints
-from orchestration.runs import Run, address, load_model
+from orchestration.runs import load_model
+from orchestration.serving import sources
 from orchestration.serving.client import APPLICATION, ENGINE, GATEWAY
 from orchestration.serving.config import ServingConfig
-from orchestration.serving.deployments import EngineReplica, Gateway, Load
+from orchestration.serving.deployments import EngineReplica, Gateway
+from orchestration.serving.sources import Load
+from pipelines.storage import Folder
 
 _CONNECTIONS = 10_000  # of a gateway; each is little more than a task that waits
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}  # gateways write a log of requests of their own
@@ -37,17 +40,22 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    models: dict[str, str] = Field(min_length=1, description="folders of runs by name; the first is the default")
+    models: dict[str, str] = Field(
+        min_length=1, description="where models come from (`sources`) by name; the first is the default"
+    )
+    registry: str | None = Field(default=None, description="where MODEL@NAME is; null = MD4_REGISTRY, or registry/")
     serving: ServingConfig = ServingConfig.model_validate({})
 
 
 def build(arguments: Arguments) -> serve.Application:
     """The application, for the `import_path` of a file that `serve deploy` reads."""
-    return application(arguments.models, arguments.serving)
+    return application(arguments.models, arguments.serving, registry=arguments.registry)
 
 
-def application(models: Mapping[str, str], config: ServingConfig, load: Load = load_model) -> serve.Application:
-    """The application. models: folders of runs by name; load: how a run becomes a model."""
+def application(
+    models: Mapping[str, str], config: ServingConfig, load: Load = load_model, registry: str | None = None
+) -> serve.Application:
+    """The application. models: where they come from, by name; load: how a run becomes a model."""
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if config.fewest < config.replicas:
         scaling = {
@@ -87,12 +95,15 @@ def application(models: Mapping[str, str], config: ServingConfig, load: Load = l
         ray_actor_options={"num_cpus": 0},
         logging_config=_LOGGING,
     )
-    return gateways.bind(engines.bind(dict(models), config, load), config)
+    follows = any(map(sources.follows, models.values()))
+    return gateways.bind(engines.bind(dict(models), config, load, registry), config, follows)
 
 
-def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig) -> str:
+def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig, registry: str | None = None) -> str:
     """The file, YAML, from which `serve deploy` starts the same application on a cluster."""
-    folders = {name: address(run) for name, run in models.items()}
+    places: dict[str, Any] = {"models": {name: sources.absolute(str(run)) for name, run in models.items()}}
+    if registry is not None:
+        places["registry"] = Folder(registry).absolute().url
     own = config.placed().model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
     tree = {
         "proxy_location": "EveryNode",
@@ -102,7 +113,7 @@ def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig)
                 "name": APPLICATION,
                 "route_prefix": "/",
                 "import_path": f"{__name__}:build",
-                "args": {"models": folders, "serving": own},
+                "args": {**places, "serving": own},
                 # Changed, whatever to, and deployed again: the replicas look for newer weights.
                 "deployments": [{"name": ENGINE, "user_config": {"refresh": 0}}],
             }
@@ -142,27 +153,29 @@ def serve_run(
     models: Mapping[str, str | Path] | None = None,
     *,
     load: Load = load_model,
+    registry: str | None = None,
 ) -> Server:
-    """Serve a run on the Ray that is initialised; returns when the service answers.
+    """Serve a model on the Ray that is initialised; returns when the service answers.
 
-    run: the run's folder, of which each replica loads the newest sound checkpoint; it is served under its own name and
-    is the default. config: the run's own if None. models: further runs by the names under which they are served. load:
-    replaces the way a replica loads a model.
+    run: where it comes from (`sources`): a run's folder, of which each replica loads the newest sound checkpoint, an
+    exported folder, or MODEL@NAME; it is served under its own name and is the default. config: the run's own if None.
+    models: further ones by the names under which they are served. load: replaces the way a replica loads a run.
+    registry: where MODEL@NAME is; None: as `Registry` finds it.
 
     Raises `UserError` if the port is taken, Serve runs already, or a model can't be loaded.
     """
-    folders = named(run, models or {})
-    for folder in folders.values():
-        if checkpoints.newest(Run(folder).checkpoints, print) is None:
-            raise UserError(f"run {folder} has no sound checkpoint yet")
-    config = (Run(run).config.serving if config is None else config).placed()
+    places = named(run, models or {})
+    registry = None if registry is None else Folder(registry).absolute().url
+    for place in places.values():
+        sources.check(place, registry, print)
+    config = (sources.settings(str(run), {}) if config is None else config).placed()
     port = free_port(config.host, config.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         raise UserError("Ray Serve runs on this Ray cluster already; stop it first (serve.shutdown)")
     serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
     try:
-        serve.run(application(folders, config, load), name=APPLICATION, route_prefix="/")
+        serve.run(application(places, config, load, registry), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         cause = _cause()
         serve.shutdown()
@@ -172,13 +185,15 @@ def serve_run(
 
 
 def named(run: str | Path, models: Mapping[str, str | Path]) -> dict[str, str]:
-    """Folders by the names under which they are served: the first run's own, and those given. Raises `UserError`."""
-    first = Run(run)
-    found = {first.config.name: first.address}
-    for name, folder in models.items():
+    """Where models come from by the names under which they are served: the first one's own, and those given.
+
+    Raises `UserError`.
+    """
+    found = {sources.name_of(str(run)): sources.address(run)}
+    for name, place in models.items():
         if name in found:
             raise UserError(f"two models are called {name!r}: each needs a name of its own")
-        found[name] = Run(folder).address
+        found[name] = sources.address(place)
     return found
 
 

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from orchestration.sampling import Answer, ModelFacts, Request
 from orchestration.serving.events import Begun, Event, Failed
-from orchestration.serving.models import Busy, Lost, ModelInfo, Models, Score, UnknownModel, status_of
+from orchestration.serving.models import Busy, Lost, ModelInfo, Models, Score, UnknownModel, split_version, status_of
 from orchestration.serving.outcomes import Refusal
 
 APPLICATION, ENGINE, GATEWAY = "md4", "Engine", "Gateway"  # names in Ray Serve
@@ -96,19 +96,22 @@ class Client(Models):
         infos = self._infos or {info.name: info for info in await self.describe()}
         if model is None:
             return next(iter(infos))
-        if model not in infos:
+        if split_version(model, infos)[0] not in infos:
             raise UnknownModel(f"model {model!r} is not served; allowed: {', '.join(infos)}")
         return model
 
     def _learn(self, facts: ModelFacts, model: str | None) -> None:
         """An answer tells of newer weights. (One that was begun before tells of older ones.)"""
-        info = self._infos[next(iter(self._infos)) if model is None else model]
-        if facts.step > info.step:
+        name = next(iter(self._infos)) if model is None else model
+        if facts.trial or name not in self._infos:
+            return  # a version that is tried, or was asked for, says nothing of the others
+        info = self._infos[name]
+        if facts.step > info.step or facts.model_version != info.model_version:
             self._infos[info.name] = info.model_copy(update=facts.model_dump())
 
     def _method(self, name: str, method: str, stream: bool = False) -> DeploymentHandle:
         # A single model is in every replica: none needs to be looked for.
-        model = name if len(self._infos) > 1 else ""
+        model = split_version(name, self._infos)[0] if len(self._infos) > 1 else ""
         return self._handle.options(method_name=method, stream=stream, multiplexed_model_id=model)
 
     async def _ask(self, name: str, method: str, *arguments: Any) -> Any:

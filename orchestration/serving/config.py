@@ -4,6 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_FOLLOWING_S = 5.0
+
 
 class EngineConfig(BaseModel):
     """How rows share the network."""
@@ -20,6 +22,39 @@ class EngineConfig(BaseModel):
     )
     slice_calls: int = Field(
         default=32, ge=1, description="network calls after which a row makes room if others wait for its place"
+    )
+
+
+class CanaryConfig(BaseModel):
+    """When a version that is tried with a share of the traffic gets all of it, and when none (`serving.canary`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_requests: int = Field(
+        default=200, ge=1, description="answers of the candidate after which it takes the name, if nothing is wrong"
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="time after which a candidate with fewer is dropped; null = it goes on"
+    )
+    error_alpha: float = Field(
+        default=0.01, gt=0, lt=0.5, description="chance that one is dropped that fails no more often than the present"
+    )
+    texts: str | None = Field(
+        default=None,
+        description="file (here or s3://...) of held-out texts, one a line, or of images, levels with spaces between, "
+        "which both versions score; null = only the entropy of their samples is compared",
+    )
+    max_texts: int = Field(default=64, ge=2, description="of the file, its first ones")
+    draws: int = Field(default=16, ge=1, le=256, description="for each text")
+    label: int | None = Field(default=None, ge=0, description="class of the texts, of class-conditional models")
+    quality_margin: float = Field(
+        default=0.02, ge=0, description="bits per token that the candidate's bound may lie above the present version's"
+    )
+    entropy_margin: float | None = Field(
+        default=0.25, ge=0, description="bits that the entropy within samples may differ; null = it is not looked at"
+    )
+    quality_alpha: float = Field(
+        default=0.01, gt=0, lt=0.5, description="chance that one whose difference is the margin is dropped, of each"
     )
 
 
@@ -45,9 +80,13 @@ class ServingConfig(BaseModel):
     models_per_replica: int | None = Field(
         default=None, ge=1, description="models in memory at once, those of the last requests; null = all"
     )
-    refresh_s: float = Field(
-        default=0.0, ge=0, description="time between looks for newer weights in the runs; 0 = never by itself"
+    refresh_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="time between looks for newer weights; 0 = never by itself; null = 5 of models that follow a name "
+        "in the registry, 0 of others",
     )
+    canary: CanaryConfig = CanaryConfig.model_validate({})
     gateways: int = Field(default=1, ge=1, description="processes that speak HTTP")
     max_ongoing: int = Field(default=256, ge=1, description="requests in a replica; others wait outside")
     max_queued: int = Field(default=128, ge=0, description="requests that may wait outside; then 503")
@@ -80,7 +119,14 @@ class ServingConfig(BaseModel):
         """Replicas that are always there."""
         return self.replicas if self.min_replicas is None else self.min_replicas
 
+    def look_s(self, follows: bool) -> float:
+        """Time between looks for newer weights of a model, 0 = never. follows: a name in the registry."""
+        return (_FOLLOWING_S if follows else 0.0) if self.refresh_s is None else self.refresh_s
+
     def placed(self) -> "ServingConfig":
         """The same with absolute paths, for processes that run in other folders."""
         files = {name: getattr(self, name) for name in ("keys", "access_log")}
-        return self.model_copy(update={name: file.resolve() for name, file in files.items() if file is not None})
+        changes: dict[str, object] = {name: file.resolve() for name, file in files.items() if file is not None}
+        if (texts := self.canary.texts) is not None and "://" not in texts:
+            changes["canary"] = self.canary.model_copy(update={"texts": str(Path(texts).resolve())})
+        return self.model_copy(update=changes)

@@ -22,7 +22,8 @@ import numpy as np
 
 from md4.errors import UserError
 from md4.samplers import SamplingConfig
-from md4.samplers.settings import SAMPLERS
+from md4.samplers.saved import Saved
+from md4.samplers.settings import BEST, SAMPLERS
 from orchestration import sampling
 from orchestration.sampling import Answer, Request
 from orchestration.serving import scoring
@@ -80,7 +81,8 @@ class Engine:
     def describe(self, name: str) -> ModelInfo:
         """What is served, under this name."""
         loaded = self.loaded
-        model = loaded.config.model
+        model, saved = loaded.config.model, loaded.model.saved or Saved()
+        best = {BEST: ["steps"]} if BEST in saved.named else {}
         return ModelInfo(
             **sampling.facts(loaded).model_dump(),
             name=name,
@@ -93,7 +95,8 @@ class Engine:
             classes=model.classes,
             objective=model.objective,
             sampling=self.settings,
-            samplers={sampler: list(own) for sampler, own in SAMPLERS[loaded.model.objective].items()},
+            samplers={sampler: list(own) for sampler, own in SAMPLERS[loaded.model.objective].items()} | best,
+            saved=saved,
         )
 
     async def sample(self, request: Request) -> Answer:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from md4.samplers import SamplingConfig
 from orchestration.sampling import SEED_LIMIT, ModelFacts, Sample
 from orchestration.serving.events import Begun, Failed, Step
-from orchestration.serving.models import Score
+from orchestration.serving.models import Score, TrialInfo
 
 Name = Annotated[str | None, Field(description="of the model, as `GET /v1/models` has it; null: the first of them")]
 Seed = Annotated[
@@ -157,3 +157,4 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
     hash: str = Field(description="of the first model's weights")
     models: dict[str, ModelFacts] = Field(description="which weights each model has")
+    candidates: dict[str, TrialInfo] = Field({}, description="versions that are tried, by model")

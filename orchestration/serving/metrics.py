@@ -1,6 +1,7 @@
 """Figures of an engine for Prometheus, through Ray: each node's agent serves them, named `ray_md4_serving_...`.
 
-All have the label `model`, beside Ray's own (node, deployment, replica).
+All have the labels `model` and `version` (of the registry; empty for runs), beside Ray's own (node, deployment,
+replica).
 """
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -38,25 +39,22 @@ _COUNTERS = {
     "failed_calls": "network calls that were made again in parts",
     "refreshes": "changes of weights",
 }
+_LABELS = ("model", "version")
 
 
 class EngineMetrics:
-    """Of one model in this process."""
+    """Of one version of a model in this process. since: what the engine had done before it had that version."""
 
-    def __init__(self, model: str) -> None:
-        self._tags = {"model": model}
+    def __init__(self, model: str, version: int | None = None, since: EngineStats | None = None) -> None:
+        self._tags = {"model": model, "version": "" if version is None else str(version)}
         self._histograms = {
-            name: Histogram(f"md4_serving_{name}", text, boundaries=bounds, tag_keys=("model",))
+            name: Histogram(f"md4_serving_{name}", text, boundaries=bounds, tag_keys=_LABELS)
             for name, (text, bounds) in _HISTOGRAMS.items()
         }
-        self._gauges = {name: Gauge(f"md4_serving_{name}", text, ("model",)) for name, text in _GAUGES.items()}
-        self._occupancy = Gauge(
-            "md4_serving_occupancy", "rows of network calls lately, as a share of places", ("model",)
-        )
-        self._counters = {
-            name: Counter(f"md4_serving_{name}_total", text, ("model",)) for name, text in _COUNTERS.items()
-        }
-        self._last = EngineStats()
+        self._gauges = {name: Gauge(f"md4_serving_{name}", text, _LABELS) for name, text in _GAUGES.items()}
+        self._occupancy = Gauge("md4_serving_occupancy", "rows of network calls lately, as a share of places", _LABELS)
+        self._counters = {name: Counter(f"md4_serving_{name}_total", text, _LABELS) for name, text in _COUNTERS.items()}
+        self._last = since or EngineStats()
 
     def observe(self, name: Observed, value: float) -> None:
         """One value, as the engine tells it."""
@@ -72,3 +70,9 @@ class EngineMetrics:
         calls, rows = stats.calls - self._last.calls, stats.rows_of_calls - self._last.rows_of_calls
         self._occupancy.set(rows / (calls * stats.places) if calls and stats.places else 0.0, self._tags)
         self._last = stats
+
+    def end(self, stats: EngineStats) -> None:
+        """The engine is gone: what it did last, and that it does nothing any more."""
+        self.update(stats)
+        for gauge in (*self._gauges.values(), self._occupancy):
+            gauge.set(0.0, self._tags)

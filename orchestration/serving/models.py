@@ -1,6 +1,6 @@
 """What answers requests, as HTTP sees it: the interface, the errors, and an implementation within this process."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
@@ -8,11 +8,20 @@ from pydantic import BaseModel, Field
 
 from md4.errors import UserError
 from md4.samplers import SamplingConfig
+from md4.samplers.saved import Saved
 from orchestration.sampling import Answer, ModelFacts, Request
 from orchestration.serving.events import Event
 
 if TYPE_CHECKING:
     from orchestration.serving.engine import Engine
+
+
+class TrialInfo(ModelFacts):
+    """A version that is tried, and its figures."""
+
+    share: float = Field(description="of the requests")
+    answered: int = Field(description="requests, in all replicas, as far as the one knows that was asked")
+    errors: int
 
 
 class ModelInfo(ModelFacts):
@@ -29,6 +38,8 @@ class ModelInfo(ModelFacts):
     objective: str
     sampling: SamplingConfig = Field(description="settings of requests that name none")
     samplers: dict[str, list[str]] = Field(description="samplers of this model, and what can be set of each alone")
+    saved: Saved = Field(Saved(), description="settings that were found for this model, which requests may name")
+    candidate: TrialInfo | None = Field(None, description="another version, tried with a share of the requests")
 
 
 class Score(BaseModel):
@@ -80,12 +91,18 @@ def status_of(error: BaseException) -> int:
     return next((status for kind, status in kinds.items() if isinstance(error, kind)), 500)
 
 
+def split_version(model: str, names: Container[str]) -> tuple[str, str | None]:
+    """NAME@VERSION, by which one of several versions is asked for, as name and version, unless it is a name itself."""
+    name, at, version = model.rpartition("@")
+    return (model, None) if model in names or not at else (name, version)
+
+
 class Models(Protocol):
     """What answers requests: an engine in this process, or deployments of one on a cluster.
 
     Whoever cancels the task that awaits an answer, or closes a stream, cancels the request: its rows leave at the next
-    step. A model of None is the first. All raise `UserError` for what can't be asked, `UnknownModel`, `Busy`, `Broken`
-    and `Lost`.
+    step. A model of None is the first, NAME@VERSION one of several versions of a model. All raise `UserError` for what
+    can't be asked, `UnknownModel`, `Busy`, `Broken` and `Lost`.
     """
 
     async def describe(self) -> list[ModelInfo]:

@@ -10,13 +10,14 @@ import fastapi
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from orchestration.sampling import Answer
+from orchestration.sampling import Answer, ModelFacts
 from orchestration.serving.access_log import LOGGER, note, request_id
 from orchestration.serving.config import ServingConfig
 from orchestration.serving.errors import Refused, refusal
-from orchestration.serving.models import Broken, ModelInfo, Models, UnknownModel
+from orchestration.serving.models import Broken, ModelInfo, Models, UnknownModel, split_version
 from orchestration.serving.rates import Rates
 
+VERSION_HEADER = "x-model-version"
 _PING_S = 15.0  # proxies cut connections over which nothing comes for about a minute
 T = TypeVar("T")
 
@@ -34,11 +35,15 @@ class Service:
     rates: Rates
 
     async def model(self, name: str | None) -> ModelInfo:
-        """The model of that name, or the first. Raises `UnknownModel`."""
+        """The model of that name, or NAME@VERSION, or the first. Raises `UnknownModel`."""
         found = await self.models.describe()
+        if name is None:
+            return found[0]
+        model, version = split_version(name, [info.name for info in found])
         for info in found:
-            if name in (None, info.name):
-                return info
+            if info.name == model:
+                # Whether there is such a version is for replicas to say: they know it first.
+                return info if version is None else info.model_copy(update={"name": name})
         raise UnknownModel(f"model {name!r} is not served; allowed: {', '.join(info.name for info in found)}")
 
     async def charge(self, request: fastapi.Request, tokens: int) -> None:
@@ -94,6 +99,13 @@ class EventStream(EventSourceResponse):
         # Closing the chunks closes their source, but not if the client left before the first of them was sent.
         async with aclosing(self.source), aclosing(self.chunks):  # type: ignore[type-var]
             await super().__call__(scope, receive, send)
+
+
+def tell_version(request: fastapi.Request, model: ModelFacts) -> None:
+    """Have log and headers say which version of the registry has answered; headers, unless they are sent already."""
+    if model.model_version is not None:
+        note(request.scope, version=model.model_version)
+        request.scope["state"]["headers"][VERSION_HEADER] = str(model.model_version)
 
 
 def facts_of(answer: Answer) -> dict[str, float | int]:

@@ -18,6 +18,7 @@ from orchestration.config import load, read_yaml, validate
 from orchestration.cron import Store
 from orchestration.jobs import Job
 from orchestration.memory_plan import read_size
+from orchestration.suites.settings import suite_names
 from tests.infra.schemas import check, pod_templates
 
 IMAGE = "registry.example/md4:0.1.0"
@@ -278,6 +279,16 @@ def test_the_service_answers_at_all_addresses_with_the_run_of_the_volume(example
     assert stepwise["rayClusterConfig"]["enableInTreeAutoscaling"] is True
 
 
+def test_the_service_of_a_name_knows_its_registry():
+    asked = {"kind": "service", "storage": None, "secrets": ("s3",), "model": "small@production"}
+    asked |= {"registry": "s3://b/registry"}
+    service = one(rendered("runs=s3://b/runs", "serving.canary.texts=s3://b/texts.txt", **asked), "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["models"] == {"small": "small@production"}
+    assert application["args"]["registry"] == "s3://b/registry"
+    assert application["args"]["serving"]["canary"] == {"texts": "s3://b/texts.txt"}
+
+
 def test_a_runs_own_figures_have_a_port(examples):
     ports = container_of(group_of(examples["multi-node"])["template"])["ports"]
     assert {"name": "md4-metrics", "containerPort": 9400} in ports
@@ -375,6 +386,7 @@ def test_labels_of_ones_own_do_not_hide_those_that_pods_are_found_by():
         ([], {"memory": "much"}, "memory 'much' must be a size"),
         (["name=8gpus"], {}, "name=8gpus: KubeRay's names begin with a letter"),
         ([f"name={'a' * 48}"], {}, "47 characters at most"),
+        ([], {"storage": "pvc:My_Claim"}, "--storage pvc 'My_Claim': a name in Kubernetes"),
         ([], {"namespace": "My_Space"}, "--namespace 'My_Space'"),
         ([], {"labels": {"team": "a b"}}, "--label team=a b"),
         ([], {"gateway_class": "istio"}, "--kind job has none"),
@@ -383,6 +395,10 @@ def test_labels_of_ones_own_do_not_hide_those_that_pods_are_found_by():
         ([], {"kind": "cron", "store": "cron"}, "--store cron must be s3://bucket/prefix"),
         (["serving.rate_storage=async+redis://u:abc123@host"], {}, "serving.rate_storage looks like a secret"),
         (["serving.port=0"], {"kind": "service"}, "serving.port=0"),
+        ([], {"model": "small@production", "registry": "s3://b/r"}, "--kind job serves nothing"),
+        ([], {"kind": "service", "model": "small@production"}, "go together"),
+        ([], {"kind": "service", "model": "small", "registry": "s3://b/r"}, "must be MODEL@NAME"),
+        ([], {"kind": "service", "model": "small@production", "registry": "s3://b/r"}, "say --secret NAME"),
         (["serving.num_gpus=0.5"], {"kind": "service"}, "serving.num_gpus=0.5: a pod has whole GPUs"),
         (["serving.keys=keys"], {"kind": "service", "storage": "s3://b/m", "secrets": ("s3",)}, "serving.keys=keys"),
     ],
@@ -408,3 +424,11 @@ def test_a_job_too_large_for_a_config_map_is_refused():
 
     with pytest.raises(UserError, match="1,000,001 bytes"):
         files(Frame("a", Options("job", IMAGE), {}, None), {"a.txt": "x" * 1_000_001})
+
+
+def test_the_table_of_a_suite_lies_where_pods_see_it(monkeypatch):
+    monkeypatch.delenv("MD4_RESULTS", raising=False)
+    name = suite_names()[0]
+    (held, *_) = rendered(f"evaluation.suite={name}")
+    evaluation = yaml.safe_load(held["data"]["config.yaml"])["evaluation"]
+    assert (evaluation["suite"], evaluation["suite_results"]) == (name, "/storage/results")

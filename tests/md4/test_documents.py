@@ -9,7 +9,7 @@ from md4 import documents, noise
 from md4.inference import Prediction
 from md4.likelihood import nelbo
 from md4.model import ModelConfig, build
-from md4.samplers.grid_search import estimate_costs
+from md4.samplers.grid_costs import estimate_costs
 
 V, END, B = 11, 3, 4
 N, L = 12, 20  # tokens of a document and of its row

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a dr
 _PROGRAM = textwrap.dedent("""
     import sys, ray
     from orchestration.config import load
-    from orchestration.train import _scaling
+    from orchestration.train import scaling
 
     ray.init(address="local", num_cpus=1, num_gpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR")
     for device in ("auto", "cuda", "cpu"):
-        print(device, _scaling(load("pydocs-tiny", [f"train.device={device}"])).use_gpu)
+        print(device, scaling(load("pydocs-tiny", [f"train.device={device}"])).use_gpu)
     ray.shutdown()
 """)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from md4.times import Times
 from orchestration.clock import Clock
 from orchestration.meter import BUCKETS, Meter
 
@@ -37,6 +38,20 @@ def test_means_are_those_of_the_global_batch(world):
         inside = (bucket / BUCKETS <= TIMES) & ((bucket + 1) / BUCKETS > TIMES)
         assert figures["bits_by_time"][bucket] == pytest.approx(BITS[inside].mean().item())
     assert (meter.timed_tokens, meter.timed_steps, meter.flops) == (24 * 32, 1, 1e9)
+
+
+def test_loss_by_time_is_that_at_these_times_whatever_they_were_drawn_from():
+    """A loss that depends on the time alone, drawn densely at one end: by bucket it is the loss there."""
+    times = Times(a=0.5, share=0.8)
+    t = times.draw((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)
+    meter = Meter()
+    meter.begin(0.0, torch.device("cpu"))
+    meter.add((1 + t) * times.weight(t), torch.zeros(4000), t, 1, 32, times.density(t))
+    total, waited = Meter.together(meter.own()[None])
+    meter.take(total, waited, 0.0)
+    assert total.loss == pytest.approx(1.5, rel=1e-3)
+    for bucket, value in enumerate(meter.figures()["bits_by_time"]):
+        assert value == pytest.approx(1 + (bucket + 0.5) / BUCKETS, rel=5e-3)
 
 
 def test_a_skipped_step_leaves_no_trace_but_its_number():

@@ -24,7 +24,7 @@ from orchestration.serving.openai_messages import NEUTRAL, Choice, Completion, C
 from orchestration.serving.prefix import Prefix, cut
 from orchestration.serving.routes.answers import OPENAI_WORKS, Answers, event_of, or_events
 from orchestration.serving.sample_requests import settings_of
-from orchestration.serving.service import Service, facts_of
+from orchestration.serving.service import Service, facts_of, tell_version
 
 _STOPS = 4  # strings that a request may name
 _MAX_TOKENS = 16  # OpenAI's default
@@ -66,6 +66,7 @@ def router(service: Service) -> APIRouter:
         work = _together([service.models.sample(info.name, wish) for wish in wishes])
         answers = await service.attend(request, work)
         note(request.scope, **_facts(answers))
+        tell_version(request, answers[0].model)
         choices = []
         for place, answer in enumerate(answers):
             for index, sample in enumerate(answer.samples):
@@ -190,6 +191,7 @@ def _wishes(body: CompletionRequest, info: ModelInfo, service: Service) -> list[
     if seed + len(prompts) * count > SEED_LIMIT:
         raise Refused(422, f"seed={seed}: too large for {len(prompts) * count} completions", param="seed")
     settings = settings_of(info, _changes(body), service.config)
+    group = None if len(prompts) == 1 else repr((seed, prompts, body.suffix, body.label))  # one version for all
     return [
         Request(
             prompt=prompt if isinstance(prompt, str) else None,
@@ -203,6 +205,7 @@ def _wishes(body: CompletionRequest, info: ModelInfo, service: Service) -> list[
             suffix=body.suffix,
             echo=bool(body.echo),
             longest=longest,
+            group=group,
         )
         for place, prompt in enumerate(prompts)
     ]
@@ -256,7 +259,7 @@ def _changes(body: CompletionRequest) -> dict[str, Any]:
 def _revises(settings: SamplingConfig, info: ModelInfo) -> bool:
     """May the sampler take back what it revealed?"""
     objective: Objective = "genmd4" if info.objective == "genmd4" else "md4"
-    return sampler_class(objective, settings.resolve(objective)).revises
+    return sampler_class(objective, info.saved.fill(settings, objective).resolve(objective)).revises
 
 
 def _reason(sample: Sample, stopped: bool) -> Literal["stop", "length"]:

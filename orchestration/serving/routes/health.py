@@ -22,6 +22,7 @@ def router(service: Service) -> APIRouter:
     async def health() -> Health:
         """Answers 200 once the models are loaded. Needs no key."""
         found = await service.models.describe()
-        return Health(hash=found[0].hash, models={info.name: info for info in found})
+        tried = {info.name: info.candidate for info in found if info.candidate is not None}
+        return Health(hash=found[0].hash, models={info.name: info for info in found}, candidates=tried)
 
     return routes

@@ -14,7 +14,7 @@ from orchestration.serving.models import ModelInfo
 from orchestration.serving.openai_messages import ImageRequest, ImageResponse, Picture
 from orchestration.serving.routes.answers import OPENAI_WORKS
 from orchestration.serving.sample_requests import check_count, settings_of
-from orchestration.serving.service import Service, facts_of
+from orchestration.serving.service import Service, facts_of, tell_version
 
 
 def router(service: Service) -> APIRouter:
@@ -40,6 +40,7 @@ def router(service: Service) -> APIRouter:
         )
         answer = await service.attend(request, service.models.sample(info.name, wanted))
         note(request.scope, **facts_of(answer))
+        tell_version(request, answer.model)
         pngs = await asyncio.to_thread(lambda: [pixels.png_of(sample.text, info) for sample in answer.samples])
         return ImageResponse(
             created=int(time.time()),

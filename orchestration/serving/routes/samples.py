@@ -17,7 +17,7 @@ from orchestration.serving.messages import EVENTS, Finished, SampleRequest, Samp
 from orchestration.serving.models import ModelInfo
 from orchestration.serving.routes.answers import WORKS, Answers, event_of, or_events
 from orchestration.serving.sample_requests import drawn, request_of
-from orchestration.serving.service import Service, facts_of
+from orchestration.serving.service import Service, facts_of, tell_version
 
 _ANSWERS: Answers = {
     **or_events(
@@ -44,6 +44,7 @@ def router(service: Service) -> APIRouter:
 
         def finished(answer: Answer) -> SampleResponse:
             note(request.scope, **facts_of(answer))
+            tell_version(request, answer.model)
             return _response(answer, info, body.png, perf_counter() - arrived)
 
         def encode(event: Event | Exception) -> bytes:

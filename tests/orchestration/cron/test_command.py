@@ -75,6 +75,7 @@ def test_an_entry_from_its_adding_to_its_removal(md4, monkeypatch):
         ([*DAILY, "--zone", "Berlin", *EVALUATE], "zone 'Berlin' is not a time zone"),
         (["add", "N_1", "--at", "0 0 * * *", *EVALUATE], "name 'N_1': at most 40 of a-z 0-9 -"),
         ([*DAILY, "--overlap", "kill", *EVALUATE], "overlap='kill': input should be 'skip' or"),
+        ([*DAILY, "--attempts", "2000", *EVALUATE], "retry.attempts=2000: Input should be less than"),
         ([*DAILY, "--catch-up", "soon", *EVALUATE], "--catch-up 'soon' is not a time"),
         ([*DAILY, "--", "serve", "runs/mine"], "md4 serve is no job for a cluster"),
         ([*DAILY, "--", "train", "pydocs-tiny", "train.stepz=1"], "did you mean 'train.steps'"),

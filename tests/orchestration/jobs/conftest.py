@@ -7,12 +7,13 @@ import pytest
 from tests.orchestration.jobs.head import Head
 
 TOKEN = "0123456789abcdef" * 4
+SECRET = "known-to-the-machines-of-the-cluster"  # as TEAM_KEY
 
 
 @pytest.fixture(scope="session")
 def head():
     """A real cluster with a dashboard, token authentication on (`tests.orchestration.jobs.head`)."""
-    found = Head(TOKEN)
+    found = Head(TOKEN, TEAM_KEY=SECRET)
     yield found
     found.close()
 

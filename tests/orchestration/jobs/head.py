@@ -19,6 +19,7 @@ _PORTS = (
     "port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port",
     "runtime-env-agent-port", "node-manager-port", "object-manager-port", "ray-client-server-port",
 )  # fmt: skip
+CPUS = 4  # logical ones, that it gives out
 BYTES = 150 << 20  # of its object store
 
 
@@ -37,7 +38,7 @@ def free_ports(count: int) -> list[int]:
 class Head:
     """The cluster. Its processes find our packages in the jobs' wheels alone: where they start there is no checkout."""
 
-    def __init__(self, token: str, ports: dict[str, int] | None = None, cpus: int = 4, **environment: str):
+    def __init__(self, token: str, ports: dict[str, int] | None = None, cpus: int = CPUS, **environment: str):
         self.folder = Path(tempfile.mkdtemp(prefix="mj"))  # short: Ray's sockets lie below it
         self.token = self.folder / "token"
         self.write_token(token)

@@ -1,6 +1,7 @@
 """Jobs on a real cluster with a token: submitted, followed, lost, stopped, refused."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,14 +11,18 @@ from pathlib import Path
 import pytest
 
 from md4.errors import UserError
-from orchestration.jobs import Job, Jobs, State
-from orchestration.jobs.client import Refused
+from orchestration.cli import main
+from orchestration.jobs import Job, Jobs, State, following
+from orchestration.jobs.connection import Refused
+from orchestration.jobs.package import pack
 from orchestration.jobs.submission import resubmit
 from orchestration.runs import Run
 from tests.nodes import ROOT
 from tests.orchestration.conftest import tiny_settings
 from tests.orchestration.driver import wait_for
+from tests.orchestration.jobs.conftest import SECRET
 from tests.orchestration.jobs.door import Door
+from tests.orchestration.jobs.head import CPUS
 
 SOON = 120.0  # seconds: for what takes one on a machine that is not busy
 # A real job of the cluster that says a line whenever a file appears.
@@ -40,6 +45,24 @@ def said(command: subprocess.Popen[str], seconds: float = SOON) -> tuple[int, st
     """Exit code and all that was printed."""
     out, _ = command.communicate(timeout=seconds)
     return command.returncode, out
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """`here("jobs", "list")` -> exit code and all that was printed, of a command in this process, which has imported
+    what it needs."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["md4", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        found = capsys.readouterr()
+        return code, found.out + found.err
+
+    return run
 
 
 def read_until(command: subprocess.Popen[str], text: str) -> None:
@@ -77,13 +100,14 @@ class Follower:
         return self.outcome
 
 
-def send_lines(jobs: Jobs, submission_id: str, folder: Path) -> None:
-    assert jobs.send(submission_id, LINES.format(folder=folder), {}, {"md4/name": submission_id, "md4/verb": "train"})
+def send_lines(jobs: Jobs, submission_id: str, folder: Path, **resources: float) -> None:
+    facts = {"md4/name": submission_id, "md4/verb": "train"}
+    assert jobs.send(submission_id, LINES.format(folder=folder), {}, facts, **resources)
 
 
 def test_an_id_is_there_once_and_a_mistake_is_not_tried_again(sender):
     jobs = Jobs()
-    job = Job(verb="evaluate", arguments=("/absent/run",), name="absent", labels={"owner": "anna"})
+    job = Job(verb="evaluate", arguments=("/absent/run",), name="absent", labels={"owner": "anna"}, num_cpus=0.5)
     assert jobs.state("absent-1") is None
     assert jobs.submit(job, "absent-1")
     assert not jobs.submit(job, "absent-1")
@@ -100,6 +124,8 @@ def test_an_id_is_there_once_and_a_mistake_is_not_tried_again(sender):
     again = resubmit(jobs, "absent", lambda _: None)
     assert again == "absent-2"
     assert jobs.follow(again, lambda _: None) == State.FAILED
+    first, second = jobs.known("absent")
+    assert first.metadata["md4/cpus"] == second.metadata["md4/cpus"] == "0.5"
 
 
 def test_the_log_goes_on_after_a_lost_connection_and_a_new_token(sender, tmp_path, monkeypatch):
@@ -147,6 +173,20 @@ def test_a_token_that_is_wrong_or_missing_is_named(sender, tmp_path, monkeypatch
         Jobs().known()
 
 
+def test_who_follows_a_job_that_has_not_begun_is_told_why(sender, tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "_LOOK_SECONDS", 0.2)
+    jobs = Jobs()
+    send_lines(jobs, "first-1", tmp_path, entrypoint_num_cpus=CPUS)
+    wait_for(lambda: jobs.state("first-1") == State.RUNNING, SOON, "the job that takes all CPUs")
+    assert jobs.send("second-1", "true", {}, {"md4/name": "second"}, entrypoint_num_cpus=1)
+    follower = Follower(jobs, "second-1")
+    follower.wait_for("md4: second-1 is pending: Job has not started yet. It may be waiting for resources")
+    for name in "123":
+        (tmp_path / name).touch()
+    assert follower.end() == State.SUCCEEDED
+    assert len([line for line in follower.lines if "is pending" in line]) == 1
+
+
 def test_a_job_that_the_cluster_does_not_know_is_named(sender):
     jobs = Jobs()
     for ask in (jobs.find, jobs.stop, lambda which: jobs.follow(which, print)):
@@ -165,11 +205,25 @@ def test_a_job_whose_files_cannot_be_made_says_why(sender):
         resubmit(jobs, "broken", lambda _: None)
 
 
-def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, s3, corpus, data_directory, tmp_path):
+def test_a_secret_reaches_the_workers_and_is_nowhere_written(sender):
+    jobs = Jobs()
+    packed = pack(Job(verb="train", name="secret", secrets=("OURS=env:TEAM_KEY",)), "secret-1")
+    program = (
+        "import os, ray; ray.init(); look = ray.remote(lambda: os.environ['OURS'][::-1]); print(ray.get(look.remote()))"
+    )
+    jobs.send("secret-1", shlex.join(["python", "-c", program]), packed.environment, packed.metadata)
+    lines: list[str] = []
+    assert jobs.follow("secret-1", lines.append) == State.SUCCEEDED, lines
+    assert SECRET[::-1] in lines
+    kept = jobs.ask(lambda client: client.get_job_info("secret-1")).model_dump_json()
+    assert "OURS=env:TEAM_KEY" in kept
+    assert SECRET not in kept
+
+
+def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, here, s3, corpus, data_directory, tmp_path):
     settings = tiny_settings(corpus, data_directory, tmp_path / "runs")
-    command = md4("submit", "--wait", "0", "train", "pydocs-tiny", *settings, "name=nobucket",
-                  "checkpoint.directory=s3://absent-bucket/x")  # fmt: skip
-    code, out = said(command)
+    wrong = ["name=nobucket", "checkpoint.directory=s3://absent-bucket/x"]
+    code, out = here("submit", "--wait", "0", "train", "pydocs-tiny", *settings, *wrong)
     assert code == 2, out
     assert "the bucket 'absent-bucket' does not exist" in out
     assert "failure 1 of" not in out
@@ -177,9 +231,14 @@ def test_a_wrong_bucket_is_one_message_and_one_attempt(sender, s3, corpus, data_
     assert not (tmp_path / "runs").exists()
 
 
-def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, corpus, data_directory, tmp_path):
+def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, here, corpus, data_directory, tmp_path):
     def settings(runs: str) -> list[str]:
-        return [*tiny_settings(corpus, data_directory, tmp_path / runs), "train.steps=4", "train.workers=1"]
+        return [
+            *tiny_settings(corpus, data_directory, tmp_path / runs),
+            "train.steps=4",
+            "train.workers=1",
+            "train.spare=false",
+        ]
 
     ours = ["submit", "--label", "owner=anna", "train", "pydocs-tiny", *settings("ours")]
     first = md4(*ours)
@@ -188,19 +247,19 @@ def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, co
     first.wait()
 
     # Other settings under the same name are refused while it runs; the same ones follow it to its end.
-    code, out = said(md4(*ours, "train.steps=5"))
+    code, out = here(*ours, "train.steps=5")
     assert code == 2, out
     assert "tiny-1 is running, and another job" in out
-    code, out = said(md4(*ours))
+    code, out = here(*ours)
     assert code == 0, out
     assert "tiny-1 is the same, and running: nothing new is submitted" in out
     assert "done: step 4" in out
-    code, out = said(md4(*ours))
+    code, out = here(*ours)
     assert code == 0, out
     assert "tiny-1 is the same, and has succeeded" in out
 
     # What --dry-run prints as the plain command does the same.
-    code, out = said(md4("submit", "--dry-run", "train", "pydocs-tiny", *settings("plain"), "name=plain"))
+    code, out = here("submit", "--dry-run", "train", "pydocs-tiny", *settings("plain"), "name=plain")
     assert code == 0, out
     plain = next(line for line in out.splitlines() if line.strip().startswith("ray job submit"))
     done = subprocess.run(plain, shell=True, env=os.environ, capture_output=True, text=True, timeout=2 * SOON)
@@ -209,16 +268,16 @@ def test_plain_ray_gives_the_same_run_and_a_lost_client_loses_nothing(sender, co
     mine, other = Run(tmp_path / "ours" / "tiny"), Run(tmp_path / "plain" / "plain")
     assert figures(mine) == figures(other)
     assert weights(mine) == weights(other)
-    code, out = said(md4("jobs", "list", "--label", "owner=anna", "--name", "tiny"))
+    code, out = here("jobs", "list", "--label", "owner=anna", "--name", "tiny")
     assert code == 0, out
     assert [word for word in ("tiny", "train", "succeeded", "owner=anna", str(mine.path)) if word not in out] == []
 
 
-def test_a_stopped_job_ends_with_its_own_code(sender, corpus, data_directory, tmp_path):
+def test_a_stopped_job_ends_with_its_own_code(sender, here, corpus, data_directory, tmp_path):
     settings = [*tiny_settings(corpus, data_directory, tmp_path / "runs"), "name=stopped", "train.steps=100000"]
     command = md4("submit", "train", "pydocs-tiny", *settings)
     read_until(command, "job: md4 train")
-    code, out = said(md4("jobs", "stop", "stopped"))
+    code, out = here("jobs", "stop", "stopped")
     assert code == 0, out
     assert "stopped-1 was asked to end" in out
     code, out = said(command)

@@ -1,4 +1,4 @@
-"""The head of a cluster is lost in the middle of a run: submitted again, the run goes on to the undisturbed one's bits."""
+"""The head of a cluster is lost in the middle of a run: submitted again, that goes on to the undisturbed one's bits."""
 
 import signal
 
@@ -82,7 +82,7 @@ def test_who_follows_learns_that_the_head_was_lost_and_stopped_training_goes_on(
         assert code == 0, out
         code, out = said(command)
         assert code == 143, out
-        assert "stopped: the same command with --resume continues" in out
+        assert "stopped: the command is asked to end" in out, out
         reached = steps(run)[-1]
         again = md4("submit", "train", "pydocs-tiny", *settings, **environment(head, cache))
         read_until(again, f"continuing {run} from step {reached}")

@@ -52,6 +52,7 @@ def test_other_verbs_keep_their_options():
     assert job.arguments == (
         "--rows", "3", "--zero-shot", "ptb", "--data", "s3://bucket/sets", "--no-ema", f"{PLACE}/runs/mine",
     )  # fmt: skip
+    assert resolve("sample", [f"{PLACE}/runs/mine"]).arguments == (f"{PLACE}/runs/mine",)
     assert resolve("quality", [f"{PLACE}/runs/mine", "top_p=0.9"]).arguments == (f"{PLACE}/runs/mine", "top_p=0.9")
 
 
@@ -99,6 +100,7 @@ def test_a_trained_tokenizer_goes_along(elsewhere):
         (["--label", "owner", "evaluate", f"{PLACE}/x"], "--label 'owner' is not of the form KEY=VALUE"),
         (["--label", "owner=a b", "evaluate", f"{PLACE}/x"], "owner=a b: at most 63 of"),
         (["--time-limit", "soon", "evaluate", f"{PLACE}/x"], "--time-limit 'soon' is not a time"),
+        (["--attempts", "2000", "evaluate", f"{PLACE}/x"], "retry.attempts=2000: Input should be less than"),
         (["--name", "a/b", "evaluate", f"{PLACE}/x"], "name='a/b': at most 63 of a-z"),
         (["--include", "absent", "evaluate", f"{PLACE}/x"], "--include absent: there is no such file"),
         (["--include", "picture.png", "evaluate", f"{PLACE}/x"], "picture.png is not a text file"),
@@ -108,6 +110,7 @@ def test_a_trained_tokenizer_goes_along(elsewhere):
         (["evaluate"], "Missing argument"),
         (["evaluate", f"{PLACE}/x"], "which cluster? --address http://HOST:8265"),
         (["--address", "ftp://host", "evaluate", f"{PLACE}/x"], "address 'ftp://host' must be http://HOST:PORT"),
+        (["--address", "127.0.0.1:9", "evaluate", f"{PLACE}/x"], "nobody answers at 127.0.0.1:9 ("),
         (["--address", "http://127.0.0.1:9", "evaluate", f"{PLACE}/x"], "no dashboard of Ray answers at http://127"),
     ],
 )
@@ -182,3 +185,26 @@ def test_packages_that_are_missing_or_too_old_are_named():
 def test_files_stay_in_the_jobs_folder_and_shadow_nothing(name):
     with pytest.raises(UserError, match="files"):
         make(verb="train", name="x", files={name: ""})
+
+
+def test_a_suite_goes_along_and_its_figures_stay(elsewhere, monkeypatch):
+    """The table is not in the job's own folder, whether it was named, is this machine's, or was left out."""
+    (elsewhere / "nightly.yaml").write_text("likelihood: [{data: s3://bucket/set}]\nquality: [{judge: gpt2}]\n")
+    job = resolve("evaluate", ["runs/mine", "--suite", "nightly.yaml"], place=PLACE)
+    assert job.arguments == ("--suite", "nightly.yaml", "--results", f"{PLACE}/results", f"{PLACE}/runs/mine")
+    assert "s3://bucket/set" in job.files["nightly.yaml"]
+    assert job.place == f"{PLACE}/runs/mine"
+    monkeypatch.setenv("MD4_RESULTS", "s3://other/table")
+    assert "s3://other/table" in resolve("evaluate", ["/runs/mine", "--suite", "pydocs"]).arguments
+    assert "--results" not in resolve("evaluate", ["/runs/mine"]).arguments
+    job = resolve("train", ["pydocs-tiny", "evaluation.suite=nightly.yaml", "evaluation.suite_every=9"], place=PLACE)
+    told = yaml.safe_load(job.files["config.yaml"])["evaluation"]
+    assert (told["suite"], told["suite_results"]) == ("nightly.yaml", "s3://other/table")
+    assert "nightly.yaml" in job.files
+    (elsewhere / "set").mkdir()
+    (elsewhere / "nightly.yaml").write_text("likelihood: [{data: set}]\n")
+    with pytest.raises(UserError, match=r"nightly\.yaml: data=set lies here, where the cluster can't read it"):
+        resolve("evaluate", ["/runs/mine", "--suite", "nightly.yaml"])
+    monkeypatch.delenv("MD4_RESULTS")
+    with pytest.raises(UserError, match="results=results would lie in the job's own folder"):
+        resolve("evaluate", ["/runs/mine", "--suite", "pydocs"])

@@ -18,6 +18,9 @@ import uvicorn
 from fastapi import APIRouter
 from pythonjsonlogger.json import JsonFormatter
 
+from md4.samplers import SamplingConfig
+from md4.samplers.saved import SavedSettings
+from orchestration.grids import keep
 from orchestration.runs import load_model
 from orchestration.serving.access_log import LOGGER
 from orchestration.serving.config import EngineConfig, ServingConfig
@@ -29,6 +32,13 @@ from tests.orchestration.test_pictures import write_image_run
 from tests.pipelines.small_tokenizer import write_tokenizer
 
 CONFIG = ServingConfig(max_count=8, max_length=200, max_steps=1000, timeout_s=30)
+
+
+# Kept with the model "small".
+SAVED = (
+    SavedSettings(name="searched", steps=4, settings=SamplingConfig(grid=(1.0, 0.9, 0.5, 0.3, 0.0))),
+    SavedSettings(name="best", steps=8, settings=SamplingConfig(sampler="remdm", steps=7, grid="cosine", eta=0.3)),
+)
 
 
 class Slow(torch.nn.Module):
@@ -60,8 +70,11 @@ def runs(tmp_path_factory) -> dict:
     home = tmp_path_factory.mktemp("served")
     write_tokenizer(home / "tokenizer")
     pairs = [f"data.vocabulary={home / 'tokenizer'}", "data.packing=document", "model.attention=document"]
+    text = write_run(home / "text")
+    for found in SAVED:
+        keep(text, found)
     return {
-        "small": load_model(write_run(home / "text")),
+        "small": load_model(text),
         "pairs": load_model(write_run(home / "pairs", *pairs)),
         "digits": write_image_run(home / "images"),
         "slow": load_model(write_run(home / "slow")),

@@ -65,6 +65,32 @@ def test_answers_what_the_library_answers(client, runs):
     assert 0 < times["first_token_ms"] <= times["total_ms"]
 
 
+def test_settings_kept_with_the_model_are_used_by_name(client):
+    """As given themselves; a model tells what it has, and a request for what there isn't is told, too."""
+    for named, plain in (
+        ({"grid": "searched", "steps": 4}, {"grid": [1, 0.9, 0.5, 0.3, 0]}),
+        ({"sampler": "best", "steps": 8}, {"sampler": "remdm", "steps": 7, "grid": "cosine", "eta": 0.3}),
+    ):
+        found, expected = (
+            client.post("/v1/samples", json={"seed": 4, "sampling": sampling}).json() for sampling in (named, plain)
+        )
+        assert found["settings"] == expected["settings"]
+        assert [one["text"] for one in found["samples"]] == [one["text"] for one in expected["samples"]]
+    model = client.get("/v1/model").json()
+    assert model["samplers"]["best"] == ["steps"]
+    assert model["saved"]["named"]["searched"]["4"]["grid"] == [1, 0.9, 0.5, 0.3, 0]
+    assert "best" not in client.get("/v1/models/digits").json()["info"]["samplers"]
+    absent = client.post("/v1/samples", json={"sampling": {"grid": "searched", "steps": 5}})
+    assert absent.status_code == 422
+    assert "grid=searched with steps=5 is not kept with this model; there is best for steps=8" in absent.text
+    # A stream of growing text has to know that this one may take back what it revealed.
+    body = {"prompt": "the ", "max_tokens": 4, "seed": 1, "sampling": {"sampler": "best", "steps": 8}}
+    whole = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    streamed = client.post("/v1/completions", json={**body, "stream": True}).text
+    chunks = [line.removeprefix("data: ") for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(choice["text"] for chunk in chunks for choice in json.loads(chunk)["choices"]) == whole
+
+
 @pytest.mark.parametrize("sampler", ["ancestral", "remdm", "p2"])
 def test_a_stream_played_back_is_the_answer(client, sampler):
     body = {"prompt": "the _{3} of", "count": 2, "seed": 5, "sampling": {"sampler": sampler, "steps": 12}}
