@@ -16,13 +16,15 @@ from orchestration.events import Events
 
 _WAIT_SECONDS = 60.0  # for that checkpoint; then the group is ended all the same
 _POLL_SECONDS = 0.2
+_EVENT_SECONDS = 30.0  # for an event to arrive in S3
 
 
 class Recovery(ControllerCallback, WorkerGroupCallback):
     """The callback of one run, whose folder is `folder`."""
 
     def __init__(self, folder: str):
-        self._events = Events(folder)
+        # With the run's end this process ends, and whether it was a good one is known from that event alone.
+        self._events = Events(folder, patience=_EVENT_SECONDS)
         self._group: Any = None
         self._failed = False
 

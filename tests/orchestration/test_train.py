@@ -150,6 +150,7 @@ def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tiny):
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_run_in_s3_resumes_on_a_machine_that_has_nothing_of_it(undisturbed, tiny, s3):
     """A tenth of the requests fail. The first worker dies when a checkpoint is written and not yet committed; what its
     machine has of the run is deleted."""
