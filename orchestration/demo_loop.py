@@ -86,11 +86,12 @@ class Loop:
         return Path("studies") / name
 
     def _train(self, studies: list[Path]) -> tuple[Path, Path, Path]:
-        """The run of the best settings; those of the worst trial and of the best, as the searches left them."""
-        trials = [(trial["bits"], _run_of(study, trial)) for study in studies for trial in _ranked(study)]
+        """The run of the best settings; those of the worst trial that came to its end, and of the best."""
+        everything = [(study, trial) for study in studies for trial in _ranked(study)]
+        trials = [(one["bits"], _run_of(study, one)) for study, one in everything if one["state"] == "finished"]
         bits, study = min((_ranked(study)[0]["bits"], study) for study in studies)
         self.demo.md4("train", str(study / "winner.yaml"), "name=winner", f"train.steps={self.sizes.steps}")
-        self.found |= {"trials": len(trials), "winner_of": study.name, "searched_bits": bits}
+        self.found |= {"trials": len(everything), "winner_of": study.name, "searched_bits": bits}
         return Path("runs/winner"), max(trials)[1], min(trials)[1]
 
     def _evaluate_by_the_clock(self, run: Path) -> None:
