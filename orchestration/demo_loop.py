@@ -43,12 +43,14 @@ class Sizes:
 
     preset: str = "pydocs-tiny"
     settings: tuple[str, ...] = ("train.workers=1", "train.batch_size=32", "optimizer.warmup=20")
-    searches: tuple[tuple[str, str], ...] = (("asha", "schedules"), ("pbt", "population"))  # scheduler, space
+    # Scheduler, space, and settings of its own.
+    searches: tuple[tuple[str, ...], ...] = (("asha", "schedules", "search.concurrent=4"), ("pbt", "population"))
     search: tuple[str, ...] = ("search.trials=8", "search.budget=655360", "search.rounds=4")
     steps: int = 2400  # of the winner
     suite: str = "pydocs"
     requests: int = 40  # answered by a candidate before it is signed off
     share: float = 0.5  # of the requests, that it gets
+    cpus: int = 8  # of the cluster, at least; logical ones: a population trains all its trials at once
 
 
 class Loop:
@@ -79,9 +81,9 @@ class Loop:
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
-    def _search(self, scheduler: str, space: str) -> Path:
+    def _search(self, scheduler: str, space: str, *own: str) -> Path:
         name = f"loop-{scheduler}"
-        settings = [f"search.scheduler={scheduler}", *self.sizes.search, *self.sizes.settings]
+        settings = [f"search.scheduler={scheduler}", *own, *self.sizes.search, *self.sizes.settings]
         self.demo.md4("search", self.sizes.preset, "--space", space, "--name", name, *settings)
         return Path("studies") / name
 
@@ -100,8 +102,7 @@ class Loop:
         self.demo.md4(
             "cron", "add", "evaluation", "--at", "* * * * *", "--", "evaluate", str(run), "--suite", self.sizes.suite
         )
-        now = datetime.now(UTC)
-        time.sleep((now.replace(second=0, microsecond=0) + timedelta(minutes=1, seconds=1) - now).total_seconds())
+        wait_for_the_next_minute()
         self.demo.md4("cron", "run", "--once")
         self.demo.md4("cron", "pause", "evaluation")
         job = next(iter(Store("cron").history("evaluation", 1))).submission_id
@@ -180,6 +181,11 @@ class Loop:
         return answers
 
 
+def wait_for_the_next_minute() -> None:
+    now = datetime.now(UTC)
+    time.sleep((now.replace(second=0, microsecond=0) + timedelta(minutes=1, seconds=1) - now).total_seconds())
+
+
 def spoil(source: Path, folder: Path) -> None:
     """A copy of an exported folder, whose network answers what is no number."""
     import torch
@@ -255,7 +261,7 @@ def main(sizes: Sizes = Sizes()) -> None:
     demo = Demo(FOLDER)
     demo.keep_earlier()
     FOLDER.mkdir()
-    with cluster(FOLDER, cpus=max(4, os.cpu_count() or 1)) as access:
+    with cluster(FOLDER, cpus=max(sizes.cpus, os.cpu_count() or 1)) as access:
         demo.show_command(f"ray start --head   # its dashboard: {access['RAY_API_SERVER_ADDRESS']}")
         os.chdir(FOLDER)
         os.environ |= {**access, "MD4_PLACE": str(Path.cwd())}

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from md4.errors import UserError
 from orchestration.cards.facts import FigureFact
 from pipelines.storage import Folder
 
@@ -37,14 +39,28 @@ def on(reports: Mapping[str, dict[str, Any]], hashes: Collection[str | None]) ->
 
 
 def figures(reports: Mapping[str, dict[str, Any]]) -> Iterator[FigureFact]:
-    """The figures of reports of kinds that have such, kind after kind."""
+    """The figures of reports of kinds that have such, kind after kind.
+
+    Raises `UserError` for a report without the facts that its kind has.
+    """
     for source, tree in sorted(reports.items(), key=_place):
-        if tree["kind"] == "likelihood":
-            yield _likelihood(tree, source)
-        elif tree["kind"] == "quality":
-            yield from _quality(tree, source)
-        elif tree["kind"] == "grid":
-            yield _grid(tree, source)
+        with _told(source):
+            if tree["kind"] == "likelihood":
+                yield _likelihood(tree, source)
+            elif tree["kind"] == "quality":
+                yield from _quality(tree, source)
+            elif tree["kind"] == "grid":
+                yield _grid(tree, source)
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """What a report lacks as a `UserError` that names it."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        lacks = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{source} is not a whole report ({lacks}): measure it again, or take it away") from None
 
 
 def _place(item: tuple[str, Mapping[str, Any]]) -> tuple[int, int, str]:
@@ -56,18 +72,23 @@ def _place(item: tuple[str, Mapping[str, Any]]) -> tuple[int, int, str]:
 def findings(reports: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """What reports found that is no figure."""
     for source, tree in reports.items():
-        if tree["kind"] == "sampler-frontier":
-            for winner in tree["winners"]:
-                words = " ".join(f"{name}={value}" for name, value in winner["settings"].items())
-                again = winner["again"]
-                yield (
-                    f"Best of {len(tree['points'])} settings for {winner['calls']} network calls: {words} "
-                    f"({tree['score']}: {again['value']:.4g} ± {again['standard_error']:.2g}, {tree['samples']:,} "
-                    f"samples; {source})."
-                )
-        elif tree["kind"] == "frontier":
-            judge = tree["judge"]["judge"]
-            yield f"{len(tree['points'])} settings of temperature and steps measured under {judge} ({source})."
+        with _told(source):
+            if tree["kind"] == "sampler-frontier":
+                yield from _winners(tree, source)
+            elif tree["kind"] == "frontier":
+                judge = tree["judge"]["judge"]
+                yield f"{len(tree['points'])} settings of temperature and steps measured under {judge} ({source})."
+
+
+def _winners(tree: Mapping[str, Any], source: str) -> Iterator[str]:
+    for winner in tree["winners"]:
+        words = " ".join(f"{name}={value}" for name, value in winner["settings"].items())
+        again = winner["again"]
+        yield (
+            f"Best of {len(tree['points'])} settings for {winner['calls']} network calls: {words} "
+            f"({tree['score']}: {again['value']:.4g} ± {again['standard_error']:.2g}, {tree['samples']:,} "
+            f"samples; {source})."
+        )
 
 
 def _likelihood(tree: Mapping[str, Any], source: str) -> FigureFact:

@@ -11,10 +11,17 @@ from orchestration.commands.arguments import RunFolder, Seed, group, say
 
 app = group()
 
+ModelFolder = Annotated[
+    str, typer.Argument(help="folder of a run (a path or s3://...) or of an exported model; MODEL@REF in the registry")
+]
+RegistryPlace = Annotated[
+    str | None, typer.Option(help="folder of the registry, of MODEL@REF; else MD4_REGISTRY, else registry/")
+]
+
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="folder of a run (a path or s3://...), or of an exported model")],
+    run: ModelFolder,
     split: Annotated[str | None, typer.Option(help="validation (default), test or train")] = None,
     rows: Annotated[int | None, typer.Option(help="rows, evenly spaced over the split; all if not given")] = None,
     draws: Annotated[int | None, typer.Option(help="Monte Carlo draws a row")] = None,
@@ -60,8 +67,11 @@ def evaluate(
     step: Annotated[int | None, typer.Option(help="of the run's checkpoint; the newest if not given")] = None,
     model: Annotated[str | None, typer.Option(help="its name in the table; what the folder says if not given")] = None,
     again: Annotated[bool, typer.Option("--again", help="measure what the table has already")] = False,
+    registry: RegistryPlace = None,
 ) -> None:
     """The negative ELBO in bits per token, character or dimension, with its standard error, as a report in reports/."""
+    from orchestration.registry.references import folder
+
     if suite is not None:
         single = {
             "split": split, "rows": rows, "draws": draws, "estimator": estimator, "timesteps": timesteps, "set": sets,
@@ -71,7 +81,7 @@ def evaluate(
         for name, value in single.items():
             if value is not None:
                 raise UserError(f"--{name} is said in the suite: leave it out, or leave out --suite")
-        _suite(run, suite, results, step, model, again, workers, batch_size, ema)
+        _suite(folder(run, registry), suite, results, step, model, again, workers, batch_size, ema)
         return
     for name, value in {"results": results, "step": step, "model": model, "again": again or None}.items():
         if value is not None:
@@ -91,7 +101,7 @@ def evaluate(
     wanted = Evaluation(
         data, split, rows, draws, estimator, timesteps, seed or 0, batch_size, workers, ema, foreign, sets
     )
-    for report in measure(run, wanted, say):
+    for report in measure(folder(run, registry), wanted, say):
         say(report.headline())
 
 
@@ -237,18 +247,21 @@ def search_grid(
 
 @app.command()
 def card(
-    model: Annotated[str, typer.Argument(help="folder of a run (a path or s3://...), or of an exported model")],
+    model: ModelFolder,
     out: Annotated[
         Path | None, typer.Option(help="folder that gets card.md, card.html and card/*.png; else Markdown is printed")
     ] = None,
     weights_licence: Annotated[str | None, typer.Option(help="of the weights; else card.weights_licence")] = None,
     data_licence: Annotated[str | None, typer.Option(help="of the data; else card.data_licence")] = None,
     about: Annotated[str | None, typer.Option(help="what it is for; else card.about")] = None,
+    registry: RegistryPlace = None,
 ) -> None:
     """The model card: data, training, figures of reports on these weights, samples, limits, licences, lineage."""
     from orchestration import cards
+    from orchestration.registry.references import folder
 
-    facts = cards.of(model, licences=cards.Licences(weights=weights_licence, data=data_licence), about=about)
+    licences = cards.Licences(weights=weights_licence, data=data_licence)
+    facts = cards.of(folder(model, registry), licences=licences, about=about)
     if out is None:
         print(cards.markdown(facts), end="")
         return

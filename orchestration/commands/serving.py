@@ -34,6 +34,7 @@ def serve(
     """Answer sampling requests over HTTP until interrupted."""
     from orchestration.config import read_assignments
     from orchestration.registry import Registry
+    from orchestration.registry.references import reference
     from orchestration.serving import sources
 
     given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
@@ -45,7 +46,7 @@ def serve(
         if not (name and equals and place):
             raise UserError(f"--model {one!r} is not of the form NAME=RUN")
         models[name] = sources.address(place)
-    if any(sources.reference(place) for place in (run, *models.values())):
+    if any(reference(place) for place in (run, *models.values())):
         registry = Registry(registry).folder.absolute().url
 
     from orchestration.cluster import cluster  # after the settings: importing Ray Serve takes seconds

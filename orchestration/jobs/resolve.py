@@ -15,10 +15,13 @@ from orchestration import results
 from orchestration.jobs import secrets
 from orchestration.jobs.paths import PLACE, Files, Paths, Say
 from orchestration.jobs.spec import VERBS, Job, make
+from orchestration.registry import Registry
+from orchestration.registry.references import reference
 from pipelines.storage import Folder
 
 CONFIG = "config.yaml"  # the resolved settings, in the job's folder
-_RESULTS = ("run", "runs", "folder", "output", "out", "directory", "results")  # arguments that name where results are
+# Arguments that name where results are.
+_RESULTS = ("run", "runs", "folder", "output", "out", "directory", "results", "registry")
 _LOCAL_ONLY = ("dry_run",)
 
 
@@ -63,7 +66,7 @@ def resolve(
         files.add(CONFIG, yaml.safe_dump(tree, sort_keys=False))
         where = str(Folder(tree["runs"]) / named) if verb == "train" else tree["data"]["directory"]
     else:
-        named = Path(command.given.get("run") or verb).name
+        named = Path(command.given.get("run") or verb).name.replace("@", "-")
     resolved = command.rebuilt(paths)
     if where is None:
         where = next((one for key in _RESULTS if (one := command.settled.get(key))), None)
@@ -97,6 +100,8 @@ class _Command:
         self.given: dict[str, Any] = self._command.make_parser(context).parse_args(list(arguments))[0]
         if self.given.get("suite") and "results" in {one.name for one in self._command.params}:
             self.given.setdefault("results", str(results.place(None)))  # the job has another environment and folder
+        if reference(self.given.get("run") or "") and "registry" in {one.name for one in self._command.params}:
+            self.given.setdefault("registry", Registry().folder.url)
         self.settled: dict[str, str] = {}
         for option in _LOCAL_ONLY:
             if self.given.get(option):
@@ -140,6 +145,8 @@ class _Command:
         if not isinstance(value, str):
             return value
         shown = f"{name}={value}"
+        if name == "run" and reference(value):
+            return value  # what it means is known when the job runs
         if name == "suite":
             return paths.suite(value)
         if name in _RESULTS:

@@ -6,24 +6,22 @@ small@production    what the name stands for in the registry, and what is tried 
 small@3             that version; small@latest: the newest, and newer ones when they are there
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from md4.errors import UserError
 from orchestration import checkpoints, exported
 from orchestration.config import override, serving_config
-from orchestration.runs import Run
+from orchestration.registry import Registry, Version
+from orchestration.registry.references import reference
+from orchestration.registry.words import is_name
+from orchestration.runs import Loaded, Run
 from orchestration.serving.config import ServingConfig
 from pipelines.storage import Folder
 
-if TYPE_CHECKING:
-    from orchestration.registry import Registry, Version
-    from orchestration.runs import Loaded
-
-Load = Callable[[str], "Loaded"]  # a model by its run's folder
+Load = Callable[[str], Loaded]  # a model by its run's folder
 
 
 class Source(Protocol):
@@ -33,7 +31,7 @@ class Source(Protocol):
         """What would be loaded: the same word, the same weights. Cheap, and not yet known to be sound."""
         ...
 
-    def load(self) -> "Loaded": ...
+    def load(self) -> Loaded: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class RunSource:
         found = checkpoints.committed_in(Run(self.folder).checkpoints)
         return found[0].url if found else None
 
-    def load(self) -> "Loaded":
+    def load(self) -> Loaded:
         return self.loader(self.folder)
 
 
@@ -60,7 +58,7 @@ class ExportSource:
     def look(self) -> str | None:
         return self.folder
 
-    def load(self) -> "Loaded":
+    def load(self) -> Loaded:
         from md4 import weights
 
         path = Path(self.folder)
@@ -71,18 +69,18 @@ class ExportSource:
 class VersionSource:
     """A version by its number, or the latest."""
 
-    registry: "Registry"
+    registry: Registry
     model: str
     ref: str
 
     def look(self) -> str | None:
         return str(self.registry.version(self.model, self.ref).number)
 
-    def load(self) -> "Loaded":
+    def load(self) -> Loaded:
         return load_version(self.registry.version(self.model, self.ref))
 
 
-def load_version(version: "Version") -> "Loaded":
+def load_version(version: Version) -> Loaded:
     """A version, verified; UserError that names what is damaged or missing."""
     from md4 import weights
 
@@ -92,19 +90,8 @@ def load_version(version: "Version") -> "Loaded":
     return replace(loaded, config=config, model_version=version.number)
 
 
-def reference(text: str) -> tuple[str, str] | None:
-    """Model and reference, of a text that means something in the registry; None for a folder."""
-    if "@" not in text or "/" in text or os.path.exists(text):
-        return None
-    from orchestration.registry.words import split
-
-    return split(text)
-
-
 def follows(text: str) -> bool:
     """Is it a signed-off name, which may have a candidate beside its version?"""
-    from orchestration.registry.words import is_name
-
     found = reference(text)
     return found is not None and is_name(found[1])
 
@@ -113,8 +100,6 @@ def open_source(text: str, registry: str | None, load: Load) -> Source:
     """The source that a text means, unless it `follows` a name."""
     found = reference(text)
     if found is not None:
-        from orchestration.registry import Registry
-
         return VersionSource(Registry(registry), *found)
     return ExportSource(text) if exported.is_exported(Folder(text)) else RunSource(text, load)
 
@@ -123,8 +108,6 @@ def check(text: str, registry: str | None, say: Callable[[str], None]) -> None:
     """UserError for what can't be served; of runs and exported folders nothing is loaded yet."""
     found = reference(text)
     if found is not None:
-        from orchestration.registry import Registry
-
         for problem in Registry(registry).version(*found).damage():
             raise UserError(problem)
     elif not exported.is_exported(Folder(text)) and checkpoints.newest(Run(text).checkpoints, say) is None:

@@ -21,9 +21,10 @@ from orchestration.runs import export, load_model
 from orchestration.sampling import sample
 from pipelines.config import prepared_path
 from pipelines.reports import LikelihoodReport, Provenance, write
-from tests.orchestration.small_run import write_run
+from tests.orchestration.small_run import make_run, write_run
 from tests.orchestration.test_pictures import write_image_run
 from tests.pipelines.small import some_rows, write_set
+from tests.s3 import BUCKET
 
 TRAIN = {
     "kind": "train", "bits_per_token": 4.1, "tokens_per_second": 1234.0, "seconds_per_step": 0.5, "tflops": 0.02,
@@ -45,11 +46,8 @@ def likelihood(weights_hash: str, bits: float, **changes) -> LikelihoodReport:
     )  # fmt: skip
 
 
-@pytest.fixture
-def run(tmp_path) -> Path:
+def with_facts(path: Path) -> Path:
     """A run with a report on its weights, one on others, samples, a kept grid and two logged steps."""
-    stated = ["card.weights_licence=apache-2.0", f"card.about={ABOUT}", "card.limits=[It was never trained.]"]
-    path = write_run(tmp_path / "runs", *stated, f"data.directory={tmp_path / 'data'}")
     loaded = load_model(path)
     write(likelihood(loaded.weights_hash, 4.5678), path / "reports")
     write(likelihood("another", 3.2109, seed=9), path / "reports")
@@ -62,6 +60,17 @@ def run(tmp_path) -> Path:
     rows = [{**TRAIN, "step": step} for step in (4, 7)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def stated(folder: Path) -> list[str]:
+    """Settings of a run whose data are not there."""
+    about = ["card.weights_licence=apache-2.0", f"card.about={ABOUT}", "card.limits=[It was never trained.]"]
+    return [*about, f"data.directory={folder / 'data'}"]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return with_facts(write_run(tmp_path / "runs", *stated(tmp_path)))
 
 
 class Page(HTMLParser):
@@ -204,6 +213,32 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
             main()
         assert left.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_run_in_s3_has_the_same_card(run, s3, tmp_path):
+    """As a mirror of a training's folder has put it there."""
+    remote = make_run(f"s3://{BUCKET}/runs", *stated(tmp_path))
+    for folder in ("reports", "samples", "grids"):
+        for file in (run / folder).rglob("*.*"):
+            remote.place.write(file.relative_to(run).as_posix(), file.read_bytes())
+    remote.place.write("metrics.jsonl", (run / "metrics.jsonl").read_bytes())
+    ours, theirs = cards.of_run(run), cards.of(f"s3://{BUCKET}/runs/small")
+    assert theirs.figures == ours.figures
+    assert theirs.samples == ours.samples
+    assert theirs.kept == ours.kept
+    assert [one.name for one in theirs.pictures] == ["loss"]
+    assert cards.markdown(theirs).replace(f"s3://{BUCKET}/runs", "PLACE") == cards.markdown(ours).replace(
+        str(run.parent), "PLACE"
+    )
+
+
+def test_a_report_that_lacks_something_is_named(run):
+    file = run / "reports" / "likelihood-validation-step-00000007-seed-0.json"
+    tree = json.loads(file.read_text())
+    del tree["bits_per_character"], tree["bits_per_token"]
+    file.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=rf"{file.name} is not a whole report \('bits_per_token' is missing\)"):
+        cards.of_run(run)
 
 
 def test_a_damaged_lineage_is_named(run, tmp_path):

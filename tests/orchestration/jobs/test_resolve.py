@@ -208,3 +208,15 @@ def test_a_suite_goes_along_and_its_figures_stay(elsewhere, monkeypatch):
     monkeypatch.delenv("MD4_RESULTS")
     with pytest.raises(UserError, match="results=results would lie in the job's own folder"):
         resolve("evaluate", ["/runs/mine", "--suite", "pydocs"])
+
+
+def test_a_version_of_the_registry_is_looked_up_by_the_job(monkeypatch):
+    """Whatever the name stands for then; in the registry that is this machine's now."""
+    job = resolve("evaluate", ["small@production", "--suite", "pydocs"], name=None, place=PLACE)
+    assert job.name == "evaluate-small-production"
+    assert job.arguments == (
+        "--suite", "pydocs", "--results", f"{PLACE}/results", "--registry", f"{PLACE}/registry", "small@production",
+    )  # fmt: skip
+    monkeypatch.setenv("MD4_REGISTRY", "s3://other/models")
+    assert "s3://other/models" in resolve("evaluate", ["small@3"]).arguments
+    assert "--registry" not in resolve("evaluate", ["/runs/mine"]).arguments

@@ -24,6 +24,11 @@ from orchestration.search.study import Study
 from orchestration.search.table import Table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+POPULATION = (
+    {"optimizer.learning_rate": {"loguniform": [1e-7, 1e-1]}, "model.times.a": {"uniform": [0.4, 1]}},
+    {"scheduler": "pbt", "trials": 2, "rounds": 6, "quantile": 0.5, "seed": 3},
+)
+EVERY = 30  # steps of its rounds
 
 
 def quiet() -> Table:
@@ -102,22 +107,15 @@ def test_more_trials_than_fit_run_in_turn_and_none_waits_for_ever(planned):
         assert sum(began <= now < ended for began, ended in spans) <= 3  # two, and one that has just ended
 
 
-@pytest.mark.slow
-def test_a_population_goes_on_from_its_best_with_other_values(planned):
-    plan = planned(
-        {"optimizer.learning_rate": {"loguniform": [1e-7, 1e-1]}, "model.times.a": {"uniform": [0.4, 1]}},
-        {"scheduler": "pbt", "trials": 2, "rounds": 6, "quantile": 0.5, "seed": 3},
-        every=30,
-    )
-    study = run(plan, False, print, quiet())
+def check_forks(study: Study) -> int:
+    """All trials finished, and each fork began with its donor's weights; how many forks there are."""
     records = [one.record() for one in study.trials]
-    assert [one.ended.how for one in records] == ["finished"] * 2
+    assert [one.ended.how for one in records] == ["finished"] * len(records)
     forks = [(one.number, number, s) for one in records for number, s in enumerate(one.segments[1:], 1)]
-    assert forks
     for trial, number, segment in forks:
         donor = checkpoints.read(segment.begins.checkpoint)
         assert segment.begins.trial != trial
-        assert donor.step == 30 * segment.begins.round
+        assert donor.step == EVERY * segment.begins.round
         assert 1e-7 <= segment.values["optimizer.learning_rate"] <= 1e-1
         assert 0.4 <= segment.values["model.times.a"] <= 1
         assert segment.values != records[segment.begins.trial].segments[0].values
@@ -127,8 +125,16 @@ def test_a_population_goes_on_from_its_best_with_other_values(planned):
         if number == len(records[trial].segments) - 1:
             assert min(row["step"] for row in fork.metrics("train")) == donor.step + 1
             newest = checkpoints.newest(fork.checkpoints, print)
-            assert newest.step == 180
+            assert newest.step == 6 * EVERY
             assert newest.manifest["origin"]["weights_hash"] == donor.weights_hash("weights")
+    return len(forks)
+
+
+@pytest.mark.slow
+def test_a_population_goes_on_from_its_best_with_other_values(planned):
+    plan = planned(*POPULATION, every=EVERY)
+    study = run(plan, False, print, quiet())
+    assert check_forks(study)
     assert [one.rounds()[-1].number for one in study.trials] == [6, 6]
     assert "## Who went on from whom" in (study.path / "report.md").read_text()
     ray.get(ray.remote(num_cpus=4)(lambda: None).remote(), timeout=60)  # all CPUs are free
@@ -204,6 +210,47 @@ def test_a_killed_search_goes_on_where_its_trials_were(planned, tmp_path, given)
     assert steps == sorted(set(steps))
     assert study.trials[1].record().ended.how in ("finished", "stopped")
     assert (study.path / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_population_goes_on_with_its_forks(planned, tmp_path, given):
+    """SIGKILL of the driver while a trial goes on from the other's checkpoint. What was exchanged stays as it was, and
+    every round is measured once."""
+    plan = planned(*POPULATION, every=EVERY)
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with open(tmp_path / "log", "w") as log:
+        typed = command(plan, [*given, "train.workers=1"], tmp_path)
+        driver = subprocess.Popen(typed, env=environment, stdout=log, stderr=log)
+
+    def fork() -> Run | None:
+        assert driver.poll() is None, (tmp_path / "log").read_text()
+        if not (plan.folder / "study.yaml").exists():
+            return None
+        records = [one.record() for one in Study(plan.folder).trials]
+        runs = [Run(plan.folder / "trials" / one.segments[-1].run) for one in records if one and len(one.segments) > 1]
+        return next((run for run in runs if run.path.exists() and run.metrics("train")), None)
+
+    wait_for(fork, 240)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = [one.record() for one in Study(plan.folder).trials]
+    pids = {
+        row["pid"]
+        for one in before
+        for s in one.segments
+        for row in Run(plan.folder / "trials" / s.run).metrics("start")
+    }
+    wait_for(lambda: not any(map(alive, pids)))
+    assert not [one for one in plan.folder.iterdir() if one.name.startswith(("report", "winner", "curves"))]
+    assert not all(one.ended for one in before)
+
+    study = run(plan, True, print, quiet())
+    assert check_forks(study) >= 1
+    for old, new in zip(before, (one.record() for one in study.trials), strict=True):
+        assert new.segments[: len(old.segments)] == old.segments
+    for trial in study.trials:
+        assert [one.number for one in trial.rounds()] == list(range(1, 7))
+    assert "## Who went on from whom" in (study.path / "report.md").read_text()
 
 
 @pytest.mark.slow
