@@ -200,6 +200,12 @@ class Config(_Part):
     serving: ServingConfig = ServingConfig.model_validate({})
     card: CardConfig = CardConfig.model_validate({})
 
+    @field_validator("sampling")
+    @classmethod
+    def _chosen(cls, sampling: SamplingConfig) -> SamplingConfig:
+        """A stored configuration states every setting: those that are defaults were not chosen (`Saved.fill`)."""
+        return sampling.changed({})
+
     @field_validator("runs")
     @classmethod
     def _runs_are_a_place(cls, runs: str) -> str:

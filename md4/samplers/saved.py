@@ -19,7 +19,7 @@ from md4.samplers.grids import GRIDS
 from md4.samplers.settings import BEST, SAVED_GRID, Objective, SamplingConfig
 
 FOLDER = "grids"
-_COMMON = ("temperature", "top_p", "top_k", "guidance")  # that every sampler has
+_COMMON = {"temperature", "top_p", "top_k", "guidance"}  # that every sampler has
 
 
 class SavedSettings(BaseModel):
@@ -82,16 +82,15 @@ class Saved(BaseModel):
         return cls(named=named)
 
     def fill(self, settings: SamplingConfig, objective: Objective) -> SamplingConfig:
-        """`settings` with what its names stand for; temperature and the like win over those of the best settings.
+        """`settings` with what its names stand for; temperature and the like, where set, win over the best settings'.
 
         Raises `UserError` for a name, or a number of steps, that is not kept.
         """
         if settings.sampler == BEST:
             if settings.steps is None:
                 raise UserError(f"sampler={BEST} needs steps, the network calls of a sample; {self._there(BEST)}")
-            best, own = self._get(BEST, settings.steps, f"sampler={BEST}"), settings.model_dump(include=set(_COMMON))
-            plain = SamplingConfig().model_dump(include=set(_COMMON))
-            return best.model_copy(update={name: own[name] for name in _COMMON if own[name] != plain[name]})
+            best = self._get(BEST, settings.steps, f"sampler={BEST}")
+            return best.model_copy(update=settings.model_dump(include=_COMMON & settings.model_fields_set))
         if not isinstance(settings.grid, str) or settings.grid in GRIDS:
             return settings
         steps = settings.resolve(objective).steps

@@ -190,8 +190,12 @@ class SamplingConfig(BaseModel):
                 raise ValueError(f"{name}={value} is no setting of the sampler {sampler}, which has: {has}")
 
     def changed(self, changes: Mapping[str, Any]) -> "SamplingConfig":
-        """A copy with `changes`; another sampler starts from its own defaults. ValidationError if it is none."""
-        kept = self.model_dump()
+        """A copy with `changes`; another sampler starts from its own defaults. ValidationError if it is none.
+
+        Of the fields that count as set, for `Saved.fill`, are the changes, defaults among them, and what differs from
+        a default.
+        """
+        kept = self.model_dump(exclude_defaults=True)
         if changes.get("sampler", self.sampler) != self.sampler:
             kept = {name: value for name, value in kept.items() if name not in OWN_SETTINGS}
         if isinstance(kept.get("grid"), tuple) and "steps" in changes and "grid" not in changes:

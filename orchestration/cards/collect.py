@@ -83,6 +83,7 @@ def of_run(
             "run": config.name,
             "step": loaded.step,
             "weights hash": loaded.weights_hash,
+            **_began(loaded.config.train.start_from),
             "averaged weights": loaded.averaged,
             "data fingerprint": ", ".join(each.fingerprint or "not at hand" for each in data),
             "code version": training.code_version,
@@ -126,7 +127,13 @@ def _lineage(path: Path) -> dict[str, Any]:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error})") from None
-    return {name.replace("_", " "): value for name, value in tree.items() if not isinstance(value, dict | list)}
+    plain = {name.replace("_", " "): value for name, value in tree.items() if not isinstance(value, dict | list)}
+    return plain | _began((tree.get("parent") or {}).get("checkpoint"))
+
+
+def _began(checkpoint: str | None) -> dict[str, str]:
+    """Of a run that went on from another one's checkpoint: the steps and tokens up to there are that one's."""
+    return {} if checkpoint is None else {"began from": checkpoint}
 
 
 def _model(config: ModelConfig, model: MaskedDiffusion, sampling: SamplingConfig, words: str | None) -> ModelFacts:
@@ -200,9 +207,8 @@ def _samples(run: Run, loaded: Loaded) -> Iterable[SampleFact]:
     if loaded.config.data.has_images:
         return
     left = _SAMPLES
-    for name in run.place.list("samples"):
-        tree = json.loads(run.place.read(name)) if name.endswith(".json") else None
-        if not isinstance(tree, dict) or tree.get("weights_hash") != loaded.weights_hash:
+    for name, tree in reading.trees(run.place, "samples"):
+        if tree.get("weights_hash") != loaded.weights_hash or not {"samples", "prompts", "settings"} <= tree.keys():
             continue
         settings = {
             name: value if name != "grid" or isinstance(value, str) else f"{len(value)} times"

@@ -14,7 +14,18 @@ from orchestration.cards.sections import Section, Table, headline, sections
 from pipelines.storage import write_atomically
 
 PICTURES = "card"  # folder of the Markdown's pictures
-_SPDX = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+# General terms that the hub knows by an identifier, which is SPDX's in small letters.
+_LICENCES = {
+    "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
+    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "etalab-2.0", "eupl-1.1", "eupl-1.2", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "isc", "lgpl", "lgpl-2.1",
+    "lgpl-3.0", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openrail",
+    "osl-3.0", "pddl", "postgresql", "unlicense", "wtfpl", "zlib",
+}  # fmt: skip
+)
 
 
 def write(folder: Path, facts: CardFacts) -> list[Path]:
@@ -92,7 +103,8 @@ def _licence(name: str | None) -> dict[str, Any]:
     """A licence that isn't stated is left out; one that hubs don't know by an identifier is called other."""
     if name is None:
         return {}
-    return {"license": name} if _SPDX.fullmatch(name) else {"license": "other", "license_name": name}
+    known = name.lower()
+    return {"license": known} if known in _LICENCES else {"license": "other", "license_name": name}
 
 
 def html(facts: CardFacts) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from md4.errors import UserError
@@ -20,17 +20,22 @@ _QUALITY = (
 
 def read(place: Folder, *folders: str) -> dict[str, dict[str, Any]]:
     """All JSON reports right in some folders below a place, by path from there; what is no report is passed over."""
-    found = {}
-    for name in [name for folder in folders for name in place.list(folder)]:
+    return {
+        name: tree
+        for folder in folders
+        for name, tree in trees(place, folder)
+        if isinstance(tree.get("kind"), str) and isinstance(tree.get("model"), dict)
+    }
+
+
+def trees(place: Folder, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """JSON files right in a folder that hold mappings, by path; torn and other ones are passed over."""
+    for name in place.list(folder):
         if name.count("/") != 1 or not name.endswith(".json"):
             continue
-        try:
-            tree = json.loads(place.read(name))
-        except ValueError:
-            continue
-        if isinstance(tree, dict) and isinstance(tree.get("kind"), str) and isinstance(tree.get("model"), dict):
-            found[name] = tree
-    return found
+        with suppress(ValueError):
+            if isinstance(tree := json.loads(place.read(name)), dict):
+                yield name, tree
 
 
 def on(reports: Mapping[str, dict[str, Any]], hashes: Collection[str | None]) -> dict[str, dict[str, Any]]:

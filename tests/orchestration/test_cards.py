@@ -56,6 +56,7 @@ def with_facts(path: Path) -> Path:
     report.samples[0].text = "``` <b>not bold</b>"
     (path / "samples").mkdir(exist_ok=True)
     (path / "samples" / "step-00000007-seed-5.json").write_text(report.model_dump_json())
+    (path / "samples" / "torn.json").write_text('{"weights_hash": ')
     keep(path, SavedSettings(name="searched", steps=2, settings=SamplingConfig(grid=(1.0, 0.3, 0.0))))
     rows = [{**TRAIN, "step": step} for step in (4, 7)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -230,6 +231,26 @@ def test_a_run_in_s3_has_the_same_card(run, s3, tmp_path):
     assert cards.markdown(theirs).replace(f"s3://{BUCKET}/runs", "PLACE") == cards.markdown(ours).replace(
         str(run.parent), "PLACE"
     )
+
+
+@pytest.mark.parametrize(
+    ("licence", "said"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("MIT", {"license": "mit"}),
+        ("proprietary", {"license": "other", "license_name": "proprietary"}),
+    ],
+)
+def test_licences_as_hubs_know_them(run, licence, said):
+    data = ModelCard(cards.markdown(cards.of_run(run, licences=cards.Licences(weights=licence)))).data.to_dict()
+    assert {name: value for name, value in data.items() if name.startswith("license")} == said
+
+
+def test_a_run_that_went_on_from_another_says_so(tmp_path):
+    place = "/runs/before/checkpoints/step-00000003-abcdef"
+    run = write_run(tmp_path, f"train.start_from={place}")
+    assert cards.of_run(run).lineage["began from"] == place
+    assert f"| began from | {place} |" in cards.markdown(cards.of_run(run))
 
 
 def test_a_report_that_lacks_something_is_named(run):

@@ -49,6 +49,11 @@ def sample(model, **settings):
             {"sampler": "best", "steps": 3, "temperature": 0.5, "top_k": 2},
             {"sampler": "remdm", "grid": TIMES, "eta": 0.1, "temperature": 0.5, "top_k": 2},
         ),
+        # A default that is asked for is not the same as nothing.
+        (
+            {"sampler": "best", "steps": 3, "temperature": 1.0},
+            {"sampler": "remdm", "grid": TIMES, "eta": 0.1, "temperature": 1.0},
+        ),
     ],
 )
 def test_a_name_is_what_it_stands_for(model, named, plain):
@@ -57,6 +62,13 @@ def test_a_name_is_what_it_stands_for(model, named, plain):
     assert torch.equal(found.tokens, expected.tokens)
     assert found.settings == expected.settings
     assert found.settings.grid == plain["grid"]
+
+
+def test_changes_are_set_and_defaults_of_before_are_not():
+    """Of a stored configuration, which states everything, only what differs from a default."""
+    stored = SamplingConfig.model_validate(SamplingConfig(top_k=7).model_dump())
+    changed = stored.changed({"sampler": "best", "steps": 3, "temperature": 1.0})
+    assert changed.model_fields_set == {"top_k", "sampler", "steps", "temperature"}
 
 
 @pytest.mark.parametrize(
