@@ -25,7 +25,6 @@ _LICENCES = {
     "lgpl-3.0", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openrail",
     "osl-3.0", "pddl", "postgresql", "unlicense", "wtfpl", "zlib",
 }  # fmt: skip
-)
 
 
 def write(folder: Path, facts: CardFacts) -> list[Path]:
