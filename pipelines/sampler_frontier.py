@@ -203,7 +203,7 @@ def draw_panels(report: SamplerFrontier, scores: "Axes", gains: "Axes") -> None:
         color="0.2", label="on the frontier",
     )  # fmt: skip
     if "score" in report.data:
-        scores.axhline(report.data["score"].value, color="0.4", ls="--", lw=1, label=report.real)
+        scores.axhline(report.data["score"].value, color="0.4", ls="--", lw=1, label="real rows")
     scores.set_ylabel(report.score)
     if all(point.score.value > 0 for point in report.points):
         scores.set_yscale("log")
@@ -219,8 +219,14 @@ def draw_panels(report: SamplerFrontier, scores: "Axes", gains: "Axes") -> None:
             fmt="o-", ms=5, capsize=3, lw=1.3, color=("0.55", "0.15")[place % 2],
         )  # fmt: skip
         last = line[-1]
-        gains.annotate(f"  than {kind}", (last.steps, last.bits.value), va="center", fontsize=9)
-    gains.axhline(0, color="0.4", lw=0.8)
+        gains.annotate(
+            f"than {kind}", (last.steps, last.bits.value), (9, 0), textcoords="offset points", va="center", fontsize=9
+        )
+    if all(gain.bits.value > 2 * gain.bits.standard_error for gain in report.gains):
+        gains.set_yscale("log")  # gains over one grid may be a hundredth of those over the other
+        gains.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        gains.axhline(0, color="0.4", lw=0.8)
     gains.margins(x=0.18)
     gains.set_ylabel("lower bound with the searched grid, bits per token")
     gains.set_title("held-out rows, ± 2 standard errors", loc="left", fontsize=10)
@@ -234,7 +240,8 @@ def draw_panels(report: SamplerFrontier, scores: "Axes", gains: "Axes") -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel(what)
     step = "" if report.model.step is None else f", step {report.model.step:,}"
-    scores.set_title(f"{report.model.run}{step}: {report.samples:,} samples a point", loc="left", fontsize=10)
+    real = f", {report.real}" if "score" in report.data else ""
+    scores.set_title(f"{report.model.run}{step}: {report.samples:,} samples a point{real}", loc="left", fontsize=10)
 
 
 def _series(point: SamplerPoint) -> str:
