@@ -42,11 +42,11 @@ class Sizes:
     """How much is done."""
 
     preset: str = "pydocs-tiny"
-    settings: tuple[str, ...] = ("train.workers=1", "train.batch_size=32", "optimizer.warmup=20")
+    settings: tuple[str, ...] = ("train.workers=1", "optimizer.warmup=20")
     # Scheduler, space, and settings of its own.
     searches: tuple[tuple[str, ...], ...] = (("asha", "schedules", "search.concurrent=4"), ("pbt", "population"))
-    search: tuple[str, ...] = ("search.trials=8", "search.budget=655360", "search.rounds=4")
-    steps: int = 2400  # of the winner
+    search: tuple[str, ...] = ("search.trials=8", "search.budget=1310720", "search.rounds=4")
+    longer: tuple[str, ...] = ("train.steps=800", "train.workers=2")  # what the winner is trained with
     suite: str = "pydocs"
     requests: int = 40  # answered by a candidate before it is signed off
     share: float = 0.5  # of the requests, that it gets
@@ -92,7 +92,7 @@ class Loop:
         everything = [(study, trial) for study in studies for trial in _ranked(study)]
         trials = [(one["bits"], _run_of(study, one)) for study, one in everything if one["state"] == "finished"]
         bits, study = min((_ranked(study)[0]["bits"], study) for study in studies)
-        self.demo.md4("train", str(study / "winner.yaml"), "name=winner", f"train.steps={self.sizes.steps}")
+        self.demo.md4("train", str(study / "winner.yaml"), "name=winner", *self.sizes.longer)
         self.found |= {"trials": len(everything), "winner_of": study.name, "searched_bits": bits}
         return Path("runs/winner"), max(trials)[1], min(trials)[1]
 
