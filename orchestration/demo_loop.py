@@ -42,7 +42,7 @@ class Sizes:
     """How much is done."""
 
     preset: str = "pydocs-tiny"
-    settings: tuple[str, ...] = ("train.workers=1", "optimizer.warmup=20")
+    settings: tuple[str, ...] = ("train.workers=1", "optimizer.warmup=20", "optimizer.ema=0.95")
     # Scheduler, space, and settings of its own.
     searches: tuple[tuple[str, ...], ...] = (("asha", "schedules", "search.concurrent=4"), ("pbt", "population"))
     search: tuple[str, ...] = ("search.trials=8", "search.budget=1310720", "search.rounds=4")
@@ -258,6 +258,7 @@ def describe(found: dict[str, Any]) -> list[str]:
 
 
 def main(sizes: Sizes = Sizes()) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the cluster ends, too
     demo = Demo(FOLDER)
     demo.keep_earlier()
     FOLDER.mkdir()
