@@ -118,6 +118,40 @@ def test_order_is_that_of_versions_and_steps_and_repetitions_count_once():
     assert [one.place for one in judge(versions)] == ["version 1", "version 2"]
 
 
+def test_versions_and_steps_are_sequences_of_their_own(tmp_path):
+    """A run that became worse is seen though its name has versions, which have no place among steps; and so is a
+    training that was begun anew and has fewer steps."""
+    runs = measured(np.array([[1.0], [9.0]]))
+    version = figure("m0", 0.0, version=3, step=9, attempt="v", created=BEGAN, standard_error=1.0, samples=100_000)
+    for one in (*runs, version):
+        results.append(tmp_path, [one])
+    found = trends.read(tmp_path, "small")
+    assert {name: kinds(ones) for name, ones in found.items()} == {
+        "nightly, versions": [["first"]],
+        "nightly, steps": [["first"], ["worse"]],
+    }
+    anew = {"attempt": "anew", "value": 8.0, "weights_hash": "anew", "created": BEGAN + timedelta(days=1)}
+    results.append(tmp_path, [runs[0].model_copy(update=anew)])
+    judged = trends.read(tmp_path, "small")["nightly, steps"]
+    assert [one.first.attempt for one in judged] == ["a0", "anew", "a1"]
+    newest = trends.newest(judged)
+    assert (newest.first.attempt, newest.place, kinds([newest])) == ("anew", "step 1", [["worse"]])
+
+
+def test_it_says_which_name_is_wrong(tmp_path):
+    with pytest.raises(UserError, match=r"there are no results in .*: md4 evaluate RUN --suite FILE"):
+        trends.models(tmp_path)
+    results.append(tmp_path, [figure()])
+    results.append(tmp_path, [figure(attempt="b", model="other", suite="weekly")])
+    assert trends.models(tmp_path, "weekly") == ["other"]
+    with pytest.raises(UserError, match=r"no results of a suite 'nightli' in .*; there are those of nightly, weekly"):
+        trends.models(tmp_path, "nightli")
+    with pytest.raises(UserError, match=r"of model 'small' of a suite 'weekly' in .*; its suites are nightly"):
+        trends.read(tmp_path, "small", "weekly")
+    with pytest.raises(UserError, match=r"of model 'smal' in .*; there are those of other, small"):
+        trends.read(tmp_path, "smal", "weekly")
+
+
 @pytest.mark.parametrize(
     ("p", "alpha", "expected"),
     [
