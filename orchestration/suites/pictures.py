@@ -65,7 +65,7 @@ def draw(verdicts: Sequence[Verdict], axis: Axis, shown: Verdict) -> str:
             )
             for i in places:
                 _point(axes, axis.values[i], verdicts[i], pale, verdicts[i] is shown)
-        _dress(axes, axis, _view(verdicts))
+        _dress(axes, axis, _view(verdicts, shown))
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
@@ -84,13 +84,14 @@ def _point(axes, x: float, one: Verdict, pale: float, newest: bool) -> None:  # 
     )  # fmt: skip
 
 
-def _view(verdicts: Sequence[Verdict]) -> tuple[float, float]:
-    """The range of values that is shown: where the newer half is, at a scale at which it can be seen; what came long
-    before may begin beyond it, as the first steps of a training do."""
+def _view(verdicts: Sequence[Verdict], shown: Verdict) -> tuple[float, float]:
+    """The range of values that is drawn: where the newer half and the one in words are, at a scale at which they can be
+    seen; what came long before may begin beyond it, as the first steps of a training do."""
     found = [(one.result.value, _ERRORS * (one.result.standard_error or 0)) for one in verdicts]
     lows, highs = [middle - half for middle, half in found], [middle + half for middle, half in found]
     newer = max(3, len(found) // 2)
-    low, high = min(lows[-newer:]), max(highs[-newer:])
+    within = [i for i, one in enumerate(verdicts) if one is shown or i >= len(found) - newer]
+    low, high = min(lows[i] for i in within), max(highs[i] for i in within)
     room = 1.5 * (high - low)
     return max(low - room, min(lows)), min(high + room, max(highs))
 

@@ -17,7 +17,7 @@ from orchestration import results, trends
 from orchestration.cli import main
 from orchestration.results import Contributions
 from orchestration.suites.page import against, render
-from orchestration.suites.pictures import Axis
+from orchestration.suites.pictures import Axis, _view
 from orchestration.trends import judge
 from tests.orchestration.test_results import BEGAN, figure
 from tests.orchestration.test_trends import measured
@@ -103,6 +103,12 @@ def test_texts_are_shown_as_texts(table):
     html = render("<b>", {"nightly": judge(odd)}, "here", 0.01)
     assert "<b>" not in html
     assert "<i>" not in html
+
+
+def test_what_was_measured_last_is_in_the_picture():
+    """Though it is of an early step, and far from the last ones."""
+    verdicts = [one.verdicts[0] for one in judge(measured(np.array([[90.0], [2.0], [1.0], [0.9], [0.8], [0.7]])))]
+    assert _view(verdicts, verdicts[-1])[1] < 90 < _view(verdicts, verdicts[0])[1]
 
 
 def test_axes():
