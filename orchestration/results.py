@@ -153,13 +153,17 @@ def digest(facts: Any) -> str:
 def append(table: Place, results: Iterable[Result], rows: dict[str, Contributions] | None = None) -> bool:
     """Add the figures of one evaluation, and the contributions of their rows by metric; False if it is there already.
 
-    Visible completely or not at all: the figures come last. UserError if they are of several evaluations, or none.
+    Visible completely or not at all: the figures come last. UserError if they are of several evaluations, or none, or
+    if two have the same metric.
     """
     found, folder = list(results), Folder(table)
     attempts = sorted({one.attempt for one in found})
     if len(attempts) != 1:
         raise UserError(f"figures of one evaluation are added at once, these are of {', '.join(attempts) or 'none'}")
     (attempt,) = attempts
+    metrics = [one.metric for one in found]
+    if twice := sorted({metric for metric in metrics if metrics.count(metric) > 1}):
+        raise UserError(f"evaluation {attempt} has two figures called {twice[0]}: each needs a name of its own")
     if has(folder, attempt):
         return False
     if rows:

@@ -136,12 +136,12 @@ class Suite(BaseModel):
 
     @staticmethod
     def _key(one: _Part) -> str:
-        """What the figures of an entry are told apart by."""
-        if one.name is not None:
-            return one.name
+        """What the figures of an entry are told apart by, as far as it is known before the data are opened."""
         if isinstance(one, Likelihood):
-            return f"{one.set or one.data or 'the first set'} {one.split}"
-        return f"{one.data_set} {one.protocol}" if isinstance(one, ZeroShotSet) else "no name"
+            return " ".join(filter(None, (one.name, one.set or one.data or "the first set", one.split)))
+        if isinstance(one, ZeroShotSet):
+            return f"{one.name or one.data_set} {one.protocol}"
+        return one.name or "no name"
 
     def content(self) -> dict[str, Any]:
         """What decides the figures: without descriptions, and without the places of data, which have fingerprints."""

@@ -58,6 +58,9 @@ def test_an_evaluation_counts_once(table):
     assert [one.value for one in results.read(table)] == [2.0]
     with pytest.raises(UserError, match="a1, b2"):
         results.append(table, [figure(), figure(attempt="b2")])
+    with pytest.raises(UserError, match="c3 has two figures called likelihood/pydocs/validation"):
+        results.append(table, [figure(attempt="c3"), figure("m", attempt="c3"), figure(attempt="c3", value=1.0)])
+    assert not results.has(table, "c3")
 
 
 def test_many_writers(table):

@@ -209,6 +209,33 @@ def test_nothing_is_measured_if_a_part_cannot_be(parts, tmp_path):
     assert not (path / "reports").exists()
 
 
+def test_two_figures_never_have_one_name(parts, tmp_path):
+    """Names that are known only when the data are open: the second would take the rows of the first."""
+    path, _, table = parts
+    places = [str(tmp_path / "set"), str(tmp_path / "other" / "set")]
+    write_set(tmp_path / "other" / "set", [some_rows(8, LENGTH, seed=1)], 8, split="validation")
+    first, second = ({"data": place, "rows": 4, "draws": 1} for place in places)
+    twice = Suite.model_validate({"name": "a", "likelihood": [first, second]})
+    expected = r"suite a: likelihood\.0 and likelihood\.1 would both give likelihood/set/validation; .*`name: \.\.\.`"
+    with pytest.raises(UserError, match=expected):
+        run(path, twice, table, say=silent)
+    apart = Suite.model_validate({"name": "a", "likelihood": [first, {**second, "name": "other"}]})
+    outcome = run(path, apart, table, say=silent)
+    kept = results.contributions(table, outcome.attempt)
+    for one in outcome.results:
+        assert kept[one.metric].standard_error == pytest.approx(one.standard_error, rel=1e-9)
+
+
+def test_one_name_for_several_splits_and_protocols():
+    tree = {
+        "name": "a", "likelihood": [{"name": "short"}, {"name": "short", "split": "test"}],
+        "zero_shot": [
+            {"name": "p", "data_set": "ptb", "data": "d", "protocol": protocol} for protocol in ("md4", "mdlm")
+        ],
+    }  # fmt: skip
+    assert len(Suite.model_validate(tree).likelihood) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
