@@ -68,7 +68,8 @@ def run(path: Place, suite: Suite, table: Place, options: Options = Options(), s
     opener = _Opener(path, subject, options, say)
     parts = opener.parts(suite)
     fingerprints = [one for part in parts for one in part.fingerprints]
-    asked = [suite.content(), name, version, subject.step, subject.provenance.weights_hash, fingerprints]
+    content = suite.content()
+    asked = [content, name, version, subject.step, subject.provenance.weights_hash, fingerprints]
     attempt = results.digest(asked)
     if results.has(table, attempt):
         if not options.again:
@@ -105,7 +106,7 @@ def run(path: Place, suite: Suite, table: Place, options: Options = Options(), s
         version=version,
         attempt=attempt,
         seconds=perf_counter() - began,
-        asked=suite.content(),
+        asked=content,
         results=rows,
         fillings=opener.fillings,
     )

@@ -4,6 +4,7 @@ Paths are as they are on the command line: of the current folder, unless they ar
 """
 
 import difflib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -144,8 +145,13 @@ class Suite(BaseModel):
         return one.name or "no name"
 
     def content(self) -> dict[str, Any]:
-        """What decides the figures: without descriptions, and without the places of data, which have fingerprints."""
+        """What decides the figures, however it was written: without descriptions, without the places of data, which
+        have fingerprints, and with a digest of their files for other places on this machine. UserError if they can't
+        be read."""
         tree = self.model_dump(mode="json", exclude={"description"})
+        for part, key in list(_named(tree)):
+            if key != "data" and Path(part[key]).exists():
+                part[key] = _files(Path(part[key]))
         for part in ("likelihood", "zero_shot", "quality"):
             for one in tree[part]:
                 one.pop("data")
@@ -178,6 +184,20 @@ def _absolute(place: str, maybe_hub: bool) -> str:
     if maybe_hub and not Path(place).exists():
         return place  # a name on the hub
     return str(Folder(place).absolute())
+
+
+def _files(place: Path) -> str:
+    """Digest of a file, or of the names and the content of all files in a folder that are not hidden."""
+    whole, folder = hashlib.sha256(), place.is_dir()
+    try:
+        names = {one.relative_to(place) for one in place.rglob("*") if one.is_file()} if folder else {Path()}
+        for name in sorted(name for name in names if not any(part.startswith(".") for part in name.parts)):
+            with open(place / name, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            whole.update(f"{name.as_posix()} {found}\n".encode())
+    except OSError as error:
+        raise UserError(f"{str(place)!r} can't be read: {error}") from None
+    return f"sha256:{whole.hexdigest()[:16]}"
 
 
 def suite_names() -> list[str]:

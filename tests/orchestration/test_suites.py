@@ -285,6 +285,28 @@ def test_places_are_absolute_for_another_process(tmp_path, monkeypatch):
     assert whole.likelihood[0].name == suite.likelihood[0].name
 
 
+def test_an_evaluation_is_the_same_however_its_places_are_written(tmp_path, monkeypatch):
+    """By the files that are there, so that a training's own suite and the command's are one; names on the hub stay."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("judge", "copy", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(name[:1].replace("c", "j").encode())
+    (tmp_path / "net.pt").write_bytes(b"net")
+
+    def content(judge: str) -> dict:
+        tree = {
+            "name": "a", "quality": [{"judge": judge}, {"name": "b", "features": "net.pt"}],
+            "zero_shot": [{"data_set": "ptb", "data": "d", "tokenizer": judge}],
+        }  # fmt: skip
+        suite = Suite.model_validate(tree)
+        assert suite.absolute().content() == suite.content()
+        return suite.content()
+
+    assert content("judge") == content("./judge") == content(str(tmp_path / "judge")) == content("copy")
+    assert content("judge") != content("other")
+    assert content("gpt2")["quality"][0]["judge"] == content("gpt2")["zero_shot"][0]["tokenizer"] == "gpt2"
+
+
 def test_the_verb(parts, tmp_path, monkeypatch, capsys):
     path, suite, table = parts
     file = tmp_path / "nightly.yaml"
