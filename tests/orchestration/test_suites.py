@@ -203,7 +203,10 @@ def test_nothing_is_measured_if_a_part_cannot_be(parts, tmp_path):
     """A mistake in the last part is told before the first is begun; nothing is written."""
     path, suite, table = parts
     wrong = {**suite.model_dump(), "prompts": [{"count": 2, "texts": ["no hole here"]}]}
-    with pytest.raises(UserError, match=r"suite nightly, prompts\.0: prompt 'no hole here' has no hole to fill"):
+    with pytest.raises(UserError, match=r"suite nightly, prompts\.0: prompt 'no hole here': it has no hole to fill"):
+        run(path, Suite.model_validate(wrong), table, say=silent)
+    wrong = {**suite.model_dump(), "prompts": [{"count": 2, "texts": [{"text": "ab_", "answer": "abcd"}]}]}
+    with pytest.raises(UserError, match=r"prompts\.0: prompt 'ab_': the answer 'abcd' can never come out: it has 4"):
         run(path, Suite.model_validate(wrong), table, say=silent)
     assert not table.exists()
     assert not (path / "reports").exists()
