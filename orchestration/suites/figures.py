@@ -154,13 +154,27 @@ def of_prompts(name: str | None, found: Filled) -> Iterator[Figure]:
         yield Figure(
             metric=below("prompts", name, metric),
             value=float(values.mean()),
-            error=rows.standard_error or None,  # of fillings that are all right, or all wrong, it is not known
+            error=rows.standard_error or (share_error(values) if metric == "exact_match" else None),
             unit=unit,
             better=better,
             samples=len(values),
             settings=digest(how),
             rows=rows,
         )
+
+
+def share_error(values: np.ndarray) -> float:
+    """Standard error of the share of ones among zeros and ones `[N]` that show no spread: all alike, or equally many in
+    each text.
+
+    Their spread says 0, as if a share of 1 could never have been another; then the step from all right to all wrong
+    could not be judged. This is the standard deviation of what the share may be in Jeffreys' view (a Beta distribution
+    with half a one and half a zero more than were seen), which is about 0.7 / N for all ones: large enough that luck is
+    called worse no more often than promised. As no text differs from another, each value counts as independent.
+    """
+    count = len(values)
+    share = (float(values.sum()) + 0.5) / (count + 1)
+    return math.sqrt(share * (1 - share) / (count + 2))
 
 
 def _estimate(found: evaluation.Measured) -> str:

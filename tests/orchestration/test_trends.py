@@ -10,6 +10,9 @@ from scipy import stats
 from md4.errors import UserError
 from orchestration import results, trends
 from orchestration.results import Contributions, Result
+from orchestration.suites import figures
+from orchestration.suites.prompts import Filled, Filling
+from orchestration.suites.settings import Prompts, Text
 from orchestration.trends import holm, judge
 from tests.orchestration.test_results import BEGAN, figure
 
@@ -65,6 +68,46 @@ def test_few_rows_make_no_more_false_alarms():
         normal += stats.norm.sf(verdict.difference.z) < alpha
     assert abs(alarms / count - alpha) < 4 * math.sqrt(alpha * (1 - alpha) / count)
     assert normal / count > 1.8 * alpha
+
+
+def answers(values: np.ndarray, place: int) -> tuple[Result, Contributions]:
+    """The exact matches of an evaluation as a suite makes them of fillings `[texts, count]`."""
+    texts = tuple(Text(text="a_", answer="ab") for _ in values)
+    fillings = [
+        Filling(prompt="a_", text="", seed=0, entropy=0.0, right=bool(value))
+        for row in values.tolist()
+        for value in row
+    ]
+    found = Filled(Prompts.model_validate({"texts": texts, "count": values.shape[1]}), fillings, {}, "text8")
+    _, one = figures.of_prompts(None, found)
+    assert one.rows is not None
+    return figure(
+        one.metric, one.value, standard_error=one.error, samples=one.samples, better=one.better, step=place + 1,
+        attempt=f"a{place}", created=BEGAN + timedelta(hours=place),
+    ), one.rows  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (2, 8), (4, 2)])
+def test_from_all_right_to_all_wrong_is_worse(shape):
+    """Neither side shows any spread, so that both errors were zero, and the difference could not be judged."""
+    found = [answers(np.full(shape, value), place) for place, value in enumerate((1, 1, 0, 0))]
+    kept = {one.attempt: {one.metric: rows} for one, rows in found}
+    assert kinds(judge([one for one, _ in found], kept.__getitem__)) == [["first"], ["same"], ["worse"], ["worse"]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "count", "right"), [(1, 8, 0.9), (2, 4, 0.9), (2, 4, 0.97), (3, 2, 0.5), (4, 1, 0.8)]
+)
+def test_shares_make_no_more_false_alarms(texts, count, right):
+    """Models that never change, 4 evaluations each, of few fillings, which are often all right or all wrong: of 150
+    models, fixed seed, 4 standard errors."""
+    random, alpha, alarms = np.random.default_rng(5), 0.05, []
+    for _ in range(150):
+        found = [answers(random.random((texts, count)) < right, place) for place in range(4)]
+        kept = {one.attempt: {one.metric: rows} for one, rows in found}
+        judged = judge([one for one, _ in found], kept.__getitem__, alpha)[1:]
+        alarms.append(np.mean([bool(one.of("worse")) for one in judged]))
+    assert np.mean(alarms) < alpha + 4 * np.std(alarms, ddof=1) / math.sqrt(len(alarms))
 
 
 def test_a_step_back_is_found_and_named():
