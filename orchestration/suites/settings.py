@@ -238,4 +238,7 @@ def _problem(problem: Any) -> str:
         return f"unknown key {'.'.join(map(str, where))!r}; {hint}allowed: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"key {'.'.join(map(str, where))!r} is missing and has no default"
+    if problem["type"] == "tuple_type":
+        kind = "a mapping" if isinstance(problem["input"], dict) else type(problem["input"]).__name__
+        return f"{'.'.join(map(str, where))} is a list, each entry behind `- ` or all in [...]; found {kind}"
     return describe(problem, known)

@@ -79,7 +79,7 @@ def test_every_figure_is_that_of_its_own_command(parts, tmp_path, folder):  # no
     kept = results.contributions(table, outcome.attempt)
     assert kept.keys() == {name for name in found if not name.startswith("quality/distinct")}
     for metric, rows in kept.items():  # what single rows contributed gives the errors of the reports
-        if found[metric].standard_error is not None:
+        if rows.standard_error:  # not 0: of fillings that are all right, or all wrong
             assert rows.standard_error == pytest.approx(found[metric].standard_error, rel=1e-9)
 
 
@@ -252,6 +252,11 @@ def test_one_name_for_several_splits_and_protocols():
         ("zero_shot: [{data_set: ptb}]", r"key 'zero_shot\.0\.data' is missing"),
         ("quality: [{}, {count: 4}]", "quality has two entries for no name: give them different names"),
         ("likelihood: [{}, {rows: 4}]", "two entries for the first set validation"),
+        (
+            "likelihood: {rows: 3}",
+            r"likelihood is a list, each entry behind `- ` or all in \[\.\.\.\]; found a mapping",
+        ),
+        ("prompts: [{texts: a_}]", r"prompts\.0\.texts is a list, .*; found str"),
         ("description: nothing", "it measures nothing: give likelihood, zero_shot, quality or prompts"),
         ("- a", "a suite is a mapping of keys to values, found list"),
         ("likelihood: [", "line 1.*not valid YAML"),
