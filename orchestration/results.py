@@ -23,13 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from md4.errors import UserError
 from pipelines.storage import Folder, Place
 
 PLACE = "MD4_RESULTS"  # the variable that says where the table is
 _ROWS = "_rows"
+_FILE = "__filename"  # what pyarrow calls the column that says which file a row is of
 _SCHEMA = pa.schema(
     [
         ("created", pa.timestamp("us", tz="UTC")),
@@ -153,13 +154,17 @@ def digest(facts: Any) -> str:
 def append(table: Place, results: Iterable[Result], rows: dict[str, Contributions] | None = None) -> bool:
     """Add the figures of one evaluation, and the contributions of their rows by metric; False if it is there already.
 
-    Visible completely or not at all: the figures come last. UserError if they are of several evaluations, or none.
+    Visible completely or not at all: the figures come last. UserError if they are of several evaluations, or none, or
+    if two have the same metric.
     """
     found, folder = list(results), Folder(table)
     attempts = sorted({one.attempt for one in found})
     if len(attempts) != 1:
         raise UserError(f"figures of one evaluation are added at once, these are of {', '.join(attempts) or 'none'}")
     (attempt,) = attempts
+    metrics = [one.metric for one in found]
+    if twice := sorted({metric for metric in metrics if metrics.count(metric) > 1}):
+        raise UserError(f"evaluation {attempt} has two figures called {twice[0]}: each needs a name of its own")
     if has(folder, attempt):
         return False
     if rows:
@@ -181,8 +186,8 @@ def read(
     metric: str | None = None,
     attempt: str | None = None,
 ) -> list[Result]:
-    """The figures, the oldest first: all, or those of one model, suite, metric or evaluation. UserError if one of the
-    files can't be read."""
+    """The figures, the oldest first: all, or those of one model, suite, metric or evaluation. UserError that names the
+    file if one can't be read, or is no part of the table."""
     folder = Folder(table)
     files, path = folder.arrow()
     names = [name for name in folder.list() if "/" not in name and name.endswith(".parquet")]
@@ -195,11 +200,33 @@ def read(
             one = ds.field(name) == value
             rule = one if rule is None else rule & one
     try:
-        data = ds.dataset([f"{path}/{name}" for name in names], schema=_SCHEMA, filesystem=files, format="parquet")
-        found = data.to_table(filter=rule).to_pylist()
+        found = _rows_of(files, [f"{path}/{name}" for name in names], rule)
     except (pa.ArrowException, OSError) as error:
+        for name in names:  # which of them?
+            try:
+                _rows_of(files, [f"{path}/{name}"], None)
+            except (pa.ArrowException, OSError) as found:
+                raise _stranger(folder, name, f"it can't be read: {found}") from None
         raise UserError(f"the table of results in {folder} can't be read: {error}") from None
-    return sorted(map(Result.model_validate, found), key=lambda one: (one.created, one.attempt))
+    rows = []
+    for one in found:
+        name = one.pop(_FILE).rpartition("/")[2]
+        try:
+            rows.append(Result.model_validate(one))
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            why = f"{wrong['loc'][0]} is {wrong['input']!r}: {wrong['msg']}"
+            raise _stranger(folder, name, why) from None
+    return sorted(rows, key=lambda one: (one.created, one.attempt))
+
+
+def _rows_of(files: Any, paths: list[str], rule: Any) -> list[dict[str, Any]]:
+    data = ds.dataset(paths, schema=_SCHEMA, filesystem=files, format="parquet")
+    return data.to_table(columns=[*_SCHEMA.names, _FILE], filter=rule).to_pylist()
+
+
+def _stranger(folder: Folder, name: str, why: str) -> UserError:
+    return UserError(f"{folder.path(name)} is no file of a table of results ({why}): move it to another folder")
 
 
 def contributions(table: Place, attempt: str) -> dict[str, Contributions]:

@@ -6,6 +6,10 @@ same, has a t distribution if nothing has changed. The best of k earlier figures
 p-value is multiplied by k; and as one evaluation has many figures, Holm's rule decides which of them stand out. Hence
 the false-alarm rate: of an evaluation of a model that is no worse than before, in any of its figures, the chance that
 any of them is called worse is at most `alpha` (1 % unless said otherwise).
+
+Evaluations of versions in the registry, of steps of a run and of weights that have neither are sequences of their own:
+a version is neither before nor after a step. Within each the order is that of versions, or of steps; the newest one is
+nevertheless that which was measured last, be it of an earlier step: of a training that was begun anew.
 """
 
 import math
@@ -53,6 +57,11 @@ class Evaluation:
         return [one for one in self.verdicts if one.kind == kind]
 
     @property
+    def axis(self) -> str:
+        """What orders it among others: versions, steps or times."""
+        return "versions" if self.first.version is not None else "times" if self.first.step is None else "steps"
+
+    @property
     def place(self) -> str:
         """Where on the way it stands: version, step or day."""
         one = self.first
@@ -61,22 +70,53 @@ class Evaluation:
         return f"step {one.step:,}" if one.step is not None else f"{one.created:%Y-%m-%d %H:%M}"
 
 
+def models(table: Place, suite: str | None = None) -> list[str]:
+    """Those that have results, of that suite if one is named; UserError if there are none."""
+    found = sorted({one.model for one in results.read(table, suite=suite)})
+    if found:
+        return found
+    known = sorted({one.suite for one in results.read(table)})
+    if not known:
+        raise UserError(f"there are no results in {table}: md4 evaluate RUN --suite FILE puts them there")
+    raise UserError(f"there are no results of a suite {suite!r} in {table}; there are those of {', '.join(known)}")
+
+
 def read(table: Place, model: str, suite: str | None = None, alpha: float = ALPHA) -> dict[str, list[Evaluation]]:
-    """The evaluations of a model in a table, judged, by suite; UserError if there are none."""
-    found = results.read(table, model=model, suite=suite)
+    """The evaluations of a model in a table, judged, by suite; UserError if there are none.
+
+    Where those of one suite are several sequences, the key says which: "nightly, versions" and "nightly, steps".
+    """
+    found = results.read(table, model=model)
     if not found:
-        known = ", ".join(sorted({one.model for one in results.read(table)})) or "none"
+        known = ", ".join(models(table))
         raise UserError(f"there are no results of model {model!r} in {table}; there are those of {known}")
-    suites = defaultdict(list)
-    for one in found:
-        suites[one.suite].append(one)
+    wanted = [one for one in found if suite in (None, one.suite)]
+    if not wanted:
+        known = ", ".join(sorted({one.suite for one in found}))
+        raise UserError(
+            f"there are no results of model {model!r} of a suite {suite!r} in {table}; its suites are {known}"
+        )
+    sequences = defaultdict(list)
+    for one in wanted:
+        sequences[one.suite, Evaluation((Verdict(one, "first"),)).axis].append(one)
+    suites = [name for name, _ in sequences]
     rows = cache(lambda attempt: results.contributions(table, attempt))
-    return {name: judge(ones, rows, alpha) for name, ones in suites.items()}
+    return {
+        name if suites.count(name) == 1 else f"{name}, {axis}": judge(ones, rows, alpha)
+        for (name, axis), ones in sequences.items()
+    }
+
+
+def newest(judged: Sequence[Evaluation]) -> Evaluation:
+    """The one that was measured last, wherever it stands in their order."""
+    return max(reversed(judged), key=lambda one: one.first.created)
 
 
 def judge(found: Iterable[Result], rows: Rows | None = None, alpha: float = ALPHA) -> list[Evaluation]:
-    """The evaluations of one model and suite in their order (by version, then step, then time), each judged by those
-    before it. rows: what single rows contributed; without it, no difference is taken row by row."""
+    """The evaluations of one sequence (see above) in their order, each judged by those before it.
+
+    rows: what single rows contributed; without it, no difference is taken row by row.
+    """
     if not 0 < alpha < 1:
         raise UserError(f"alpha is {alpha}; it must lie between 0 and 1")
     earlier: dict[tuple, list[Result]] = defaultdict(list)

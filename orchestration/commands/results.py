@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from md4.errors import UserError
 from orchestration.commands.arguments import console, group, say
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def trend(
         float, typer.Option(help="the chance that anything of an evaluation is called worse though nothing is")
     ] = 0.01,
     check: Annotated[
-        bool, typer.Option("--check", help="exit code 1 if anything of the newest evaluation is worse")
+        bool, typer.Option("--check", help="exit code 1 if anything of the newest evaluations is worse")
     ] = False,
 ) -> None:
     """How the figures of each model change, as a page and in short, and which became worse."""
@@ -77,30 +76,35 @@ def trend(
     from pipelines.storage import Folder
 
     place = results.place(table)
-    models = [model] if model is not None else sorted({one.model for one in results.read(place, suite=suite)})
-    if not models:
-        raise UserError(f"there are no results in {place}: md4 evaluate RUN --suite FILE puts them there")
-    pages, worse = Folder(out) if out else place / "_trends", 0
-    for name in models:
+    names = [model] if model is not None else trends.models(place, suite)
+    pages, worse = Folder(out) if out else place / "_trends", dict[str, int]()
+    for name in names:
         judged = trends.read(place, name, suite, alpha)
-        for suite_name, evaluations in judged.items():
-            _tell(name, suite_name, evaluations)
-            worse += len(evaluations[-1].of("worse"))
+        for sequence, evaluations in judged.items():
+            _tell(name, sequence, evaluations)
+            newest = trends.newest(evaluations)
+            if found := len(newest.of("worse")):
+                worse[f"{name}, {sequence}: {newest.place}"] = found
         file = f"{quote(name, safe=' ')}.html"
         pages.write(file, render(name, judged, str(place), alpha).encode())
         say(f"written: {pages.path(file)}\n")
-    say(f"worse than before in the newest evaluations: {worse or 'nothing'}")
+    where = f" ({'; '.join(worse)})" if worse else ""
+    say(f"worse than before in the newest evaluations: {sum(worse.values()) or 'nothing'}{where}")
     if check and worse:
         sys.exit(1)
 
 
-def _tell(model: str, suite: str, evaluations: "list[Evaluation]") -> None:
+def _tell(model: str, sequence: str, evaluations: "list[Evaluation]") -> None:
     """The newest evaluation beside what came before, for a terminal."""
     from orchestration.suites.page import WORDS, against
     from orchestration.suites.reports import value
+    from orchestration.trends import newest as newest_of
 
-    newest = evaluations[-1]
-    say(f"{model}, {suite}: {newest.place}, evaluation {len(evaluations)}")
+    newest = newest_of(evaluations)
+    say(
+        f"{model}, {sequence}: {newest.place}, measured {newest.first.created:%Y-%m-%d %H:%M}, "
+        f"the newest of {len(evaluations)}"
+    )
     rows = [
         (one.result.metric, value(one.result), one.result.unit, WORDS[one.kind], against(one))
         for one in newest.verdicts

@@ -9,8 +9,8 @@ from orchestration.search.study import Study
 _NAMED = 8  # of the best trials, with a colour and a line in the legend
 
 
-def draw_curves(study: Study, ranked: list[Ranked], path: Path) -> Path:
-    """The bound of every trial over the tokens that it trained on, as a PNG."""
+def draw_curves(study: Study, ranked: list[Ranked], unit: str, path: Path) -> Path:
+    """The bound of every trial, in `unit`, over the tokens that it trained on, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,7 +35,7 @@ def draw_curves(study: Study, ranked: list[Ranked], path: Path) -> Path:
             label=f"{one.record.number:03d} {one.state}" if named else None,
         )
     axes.set(
-        xlabel="tokens", ylabel="validation bound, bits", title=f"{study.name}: learning curves, ± 2 standard errors"
+        xlabel="tokens", ylabel=f"validation bound, {unit}", title=f"{study.name}: learning curves, ± 2 standard errors"
     )
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, title="best first", title_fontsize=8)
@@ -45,7 +45,7 @@ def draw_curves(study: Study, ranked: list[Ranked], path: Path) -> Path:
     return path
 
 
-def draw_parallel(study: Study, ranked: list[Ranked], path: Path) -> Path:
+def draw_parallel(study: Study, ranked: list[Ranked], unit: str, path: Path) -> Path:
     """Parallel coordinates: a line through the values of each trial to its bound, as a PNG. Those that were stopped are
     dotted: their bound is of fewer tokens."""
     import matplotlib
@@ -81,7 +81,7 @@ def draw_parallel(study: Study, ranked: list[Ranked], path: Path) -> Path:
         axes.annotate(f"{low + height * (high - low):.3f}", (len(keys), height), (4, 0), textcoords="offset points",
                       fontsize=8, va="center")  # fmt: skip
     labels = [key.removeprefix("model.").removeprefix("optimizer.") for key in keys]
-    axes.set_xticks(range(len(keys) + 1), [*labels, "bound, bits"], fontsize=9)
+    axes.set_xticks(range(len(keys) + 1), [*labels, f"bound,\n{unit}"], fontsize=9)
     axes.set(
         yticks=[],
         ylim=(-0.06, 1.06),

@@ -32,8 +32,9 @@ The density of times (`model.times`) changes the variance alone: the loss is div
 def write_report(study: Study) -> list[str]:
     """Write everything into the study's folder, `report.md` last; returns the lines that a person reads first."""
     ranked = rank(study)
-    draw_curves(study, ranked, study.path / CURVES)
-    draw_parallel(study, ranked, study.path / PARALLEL)
+    unit = _unit(study).replace("/", " per ")
+    draw_curves(study, ranked, unit, study.path / CURVES)
+    draw_parallel(study, ranked, unit, study.path / PARALLEL)
     write_atomically(study.path / WINNER, winner(study, ranked).encode())
     facts = json.dumps(_facts(study, ranked), indent=1, allow_nan=False) + "\n"
     write_atomically(study.path / "report.json", facts.encode())

@@ -31,6 +31,21 @@ class Figure:
     rows: Contributions | None = None
 
 
+def bound(name: str, split: str) -> str:
+    """What the bound on a set is called."""
+    return f"likelihood/{name}/{split}"
+
+
+def perplexity(name: str, protocol: str) -> str:
+    """What the perplexity of a foreign set is called."""
+    return f"zero_shot/{name}/{protocol}/perplexity"
+
+
+def below(*parts: str | None) -> str:
+    """A name made of those parts that there are."""
+    return "/".join(part for part in parts if part)
+
+
 def of_likelihood(name: str, found: evaluation.Measured) -> Figure:
     """The bound on a set called `name`, in the unit that is usual for what it is."""
     report = found.report
@@ -41,7 +56,7 @@ def of_likelihood(name: str, found: evaluation.Measured) -> Figure:
     elif report.characters_per_token == 1:
         unit = "bits per character"
     return Figure(
-        metric=f"likelihood/{name}/{report.split}",
+        metric=bound(name, report.split),
         value=report.bits_per_token,
         error=_known(report.standard_error),
         unit=unit,
@@ -61,7 +76,7 @@ def of_zero_shot(name: str | None, found: evaluation.Measured) -> Figure:
     assert facts is not None
     scale = math.log(2) * report.perplexity
     return Figure(
-        metric=f"zero_shot/{name or facts.data_set}/{facts.protocol}/perplexity",
+        metric=perplexity(name or facts.data_set, facts.protocol),
         value=report.perplexity,
         error=_known(report.perplexity_error),
         unit="perplexity per token",
@@ -93,7 +108,7 @@ def of_quality(name: str | None, found: quality.Sampled) -> Iterator[Figure]:
     ) -> Figure:
         """by: what else the figure depends on; compared: with real rows."""
         return Figure(
-            metric="/".join(part for part in ("quality", name, metric) if part),
+            metric=below("quality", name, metric),
             value=value,
             error=_known(error),
             unit=unit,
@@ -137,15 +152,29 @@ def of_prompts(name: str | None, found: Filled) -> Iterator[Figure]:
         clusters = texts if len(np.unique(texts)) > 1 else np.arange(len(texts))
         rows = Contributions.of_ratio(values, np.ones(len(values)), clusters)
         yield Figure(
-            metric="/".join(part for part in ("prompts", name, metric) if part),
+            metric=below("prompts", name, metric),
             value=float(values.mean()),
-            error=rows.standard_error or None,  # of fillings that are all right, or all wrong, it is not known
+            error=rows.standard_error or (share_error(values) if metric == "exact_match" else None),
             unit=unit,
             better=better,
             samples=len(values),
             settings=digest(how),
             rows=rows,
         )
+
+
+def share_error(values: np.ndarray) -> float:
+    """Standard error of the share of ones among zeros and ones `[N]` that show no spread: all alike, or equally many in
+    each text.
+
+    Their spread says 0, as if a share of 1 could never have been another; then the step from all right to all wrong
+    could not be judged. This is the standard deviation of what the share may be in Jeffreys' view (a Beta distribution
+    with half a one and half a zero more than were seen), which is about 0.7 / N for all ones: large enough that luck is
+    called worse no more often than promised. As no text differs from another, each value counts as independent.
+    """
+    count = len(values)
+    share = (float(values.sum()) + 0.5) / (count + 1)
+    return math.sqrt(share * (1 - share) / (count + 2))
 
 
 def _estimate(found: evaluation.Measured) -> str:

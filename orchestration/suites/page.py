@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,10 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from md4.errors import UserError
-from orchestration.results import Difference
+from orchestration.results import Difference, Result
 from orchestration.suites.pictures import Axis, draw
 from orchestration.suites.reports import value
-from orchestration.trends import Evaluation, Verdict
+from orchestration.trends import Evaluation, Verdict, newest
 from pipelines.storage import Folder
 
 WORDS = {
@@ -25,6 +26,7 @@ WORDS = {
     "same": "no change seen",
     "first": "first",
     "unjudged": "no error known",
+    "older": "not in the newest",
 }
 _FILLINGS = 12
 
@@ -36,7 +38,7 @@ class Card:
     metric: str
     unit: str
     value: str
-    kind: str
+    kind: str  # of its verdict; "older" for a figure that the newest evaluation doesn't have
     word: str
     against: str  # the difference, in words
     picture: Markup
@@ -45,12 +47,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """One suite."""
+    """One suite; of its versions alone, or of its steps, where there are both."""
 
     name: str
     newest: Evaluation
     cards: list[Card]
-    evaluations: list[Evaluation]  # the newest first
+    evaluations: list[Evaluation]  # the last in their order first
     metrics: list[str]
     fillings: list[dict[str, Any]]
 
@@ -76,7 +78,7 @@ def render(model: str, judged: Mapping[str, Sequence[Evaluation]], table: str, a
         model=model,
         sections=sections,
         worse=worse,
-        figures=sum(len(section.cards) for section in sections),
+        figures=sum(len(section.newest.verdicts) for section in sections),
         table=table,
         alpha=f"{100 * alpha:g} %",
         now=datetime.now(UTC),
@@ -88,11 +90,15 @@ def against(one: Verdict) -> str:
     """How far the figure is from the one that it was compared with, in words."""
     if one.reference is None:
         return "nothing to compare with yet"
-    other = Evaluation((Verdict(one.reference, "first"),)).place
+    other = _place(one.reference)
     if one.difference is None:
         return f"{_minus(f'{one.result.value - one.reference.value:+.4g}')} against {other}"
     rows = ", row by row" if one.difference.paired else ""
     return f"{_signed(one.difference)} against {other}{rows}"
+
+
+def _place(one: Result) -> str:
+    return Evaluation((Verdict(one, "first"),)).place
 
 
 def _signed(found: Difference) -> str:
@@ -115,30 +121,34 @@ def _minus(text: str) -> str:
 
 
 def _section(name: str, evaluations: list[Evaluation]) -> Section:
-    newest = evaluations[-1]
+    last = newest(evaluations)
     series: dict[str, list[Verdict]] = {}
-    for evaluation in reversed(evaluations):  # the order of the newest, then what only older ones have
+    for evaluation in (last, *reversed(evaluations)):  # the order of the newest, then what only others have
         for one in evaluation.verdicts:
             series.setdefault(one.result.metric, [])
     for evaluation in evaluations:
         for one in evaluation.verdicts:
             series[one.result.metric].append(one)
-    cards = []
-    for metric, verdicts in series.items():
-        last = verdicts[-1]
-        cards.append(
-            Card(
-                metric=metric,
-                unit=last.result.unit,
-                value=value(last.result),
-                kind=last.kind,
-                word=WORDS[last.kind],
-                against=against(last),
-                picture=Markup(draw(verdicts, Axis.of(verdicts))),
-                anchor=f"{name}-{metric}".replace("/", "-"),
-            )
-        )
-    return Section(name, newest, cards, list(reversed(evaluations)), list(series), _fillings(newest))
+    cards = [_card(name, verdicts, last) for verdicts in series.values()]
+    return Section(name, last, cards, list(reversed(evaluations)), list(series), _fillings(last))
+
+
+def _card(section: str, verdicts: list[Verdict], last: Evaluation) -> Card:
+    """The figure of the newest evaluation; if that has none, the one that was measured last, marked as such."""
+    shown = max(reversed(verdicts), key=lambda one: one.result.created)
+    metric, text, kind = shown.result.metric, against(shown), shown.kind
+    if shown not in last.verdicts:
+        text, kind = f"last measured at {_place(shown.result)}: {text}", "older"
+    return Card(
+        metric=metric,
+        unit=shown.result.unit,
+        value=value(shown.result),
+        kind=kind,
+        word=WORDS[kind],
+        against=text,
+        picture=Markup(draw(verdicts, Axis.of(verdicts), shown)),
+        anchor=re.sub(r"[^\w.-]+", "-", f"{section}-{metric}"),
+    )
 
 
 def _fillings(evaluation: Evaluation) -> list[dict[str, Any]]:

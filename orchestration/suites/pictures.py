@@ -44,28 +44,28 @@ class Axis:
         return f"{value:,.0f}"
 
 
-def draw(verdicts: Sequence[Verdict], axis: Axis) -> str:
+def draw(verdicts: Sequence[Verdict], axis: Axis, shown: Verdict) -> str:
     """The figures of one metric in their order, with 95 % error bars, as an <svg> element; what was measured otherwise
-    than the last is pale, and what became worse stands out by colour and form."""
+    than the one that is `shown` in words is pale, and what became worse stands out by colour and form."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    metric, last = verdicts[-1].result.metric, verdicts[-1].result.series
+    metric = shown.result.metric
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": metric, "font.family": "sans-serif", "font.size": 8}
     with plt.rc_context(style):
         figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
         for series in dict.fromkeys(one.result.series for one in verdicts):
             places = [i for i, one in enumerate(verdicts) if one.result.series == series]
-            pale = 1.0 if series == last else 0.35
+            pale = 1.0 if series == shown.result.series else 0.35
             values = [verdicts[i].result.value for i in places]
             axes.plot(
                 [axis.values[i] for i in places], values, "-", lw=1.4, color=_COLOURS["accent"], alpha=0.55 * pale
             )
             for i in places:
-                _point(axes, axis.values[i], verdicts[i], pale, i == len(verdicts) - 1)
-        _dress(axes, axis, _view(verdicts))
+                _point(axes, axis.values[i], verdicts[i], pale, verdicts[i] is shown)
+        _dress(axes, axis, _view(verdicts, shown))
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
@@ -84,13 +84,14 @@ def _point(axes, x: float, one: Verdict, pale: float, newest: bool) -> None:  # 
     )  # fmt: skip
 
 
-def _view(verdicts: Sequence[Verdict]) -> tuple[float, float]:
-    """The range of values that is shown: where the newer half is, at a scale at which it can be seen; what came long
-    before may begin beyond it, as the first steps of a training do."""
+def _view(verdicts: Sequence[Verdict], shown: Verdict) -> tuple[float, float]:
+    """The range of values that is drawn: where the newer half and the one in words are, at a scale at which they can be
+    seen; what came long before may begin beyond it, as the first steps of a training do."""
     found = [(one.result.value, _ERRORS * (one.result.standard_error or 0)) for one in verdicts]
     lows, highs = [middle - half for middle, half in found], [middle + half for middle, half in found]
     newer = max(3, len(found) // 2)
-    low, high = min(lows[-newer:]), max(highs[-newer:])
+    within = [i for i, one in enumerate(verdicts) if one is shown or i >= len(found) - newer]
+    low, high = min(lows[i] for i in within), max(highs[i] for i in within)
     room = 1.5 * (high - low)
     return max(low - room, min(lows)), min(high + room, max(highs))
 

@@ -14,6 +14,7 @@ from md4.samplers import Job, wording
 from md4.samplers.rows import KNOWN
 from orchestration.runs import Loaded
 from orchestration.sampling import Request, prepare, read
+from orchestration.suites.answers import check
 from orchestration.suites.settings import Prompts
 from pipelines.quality import histogram_entropy
 
@@ -80,18 +81,22 @@ class Plan:
         words, requests, jobs, answers = loaded.vocabulary, [], [], []
         for place, one in enumerate(prompts.texts):
             try:
-                length = prompts.length or len(words.encode_prompt(one.text))
+                known = words.encode_prompt(one.text)
+                length = prompts.length or len(known)
                 request = Request(
                     one.text, prompts.count, length, prompts.seed + place * prompts.count, settings=settings
                 )
                 job = prepare(loaded, request)
-                answers.append(None if one.answer is None else words.normalise(one.answer))
+                if not bool((job.canvas == loaded.model.mask_id).any()):
+                    raise UserError("it has no hole to fill: write `_` for one, or give a greater length")
+                answer = None if one.answer is None else words.normalise(one.answer)
+                if answer is not None:
+                    check(words, known, length, answer)
             except UserError as error:
                 raise UserError(f"prompt {one.text!r}: {error}") from None
-            if not bool((job.canvas == loaded.model.mask_id).any()):
-                raise UserError(f"prompt {one.text!r} has no hole to fill: write `_` for one, or give a greater length")
             requests.append(request)
             jobs.append(job)
+            answers.append(answer)
         return cls(loaded, prompts, requests, jobs, answers)
 
     def fill(self, batch_size: int, say: Callable[[str], None]) -> Filled:

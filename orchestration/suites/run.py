@@ -68,7 +68,8 @@ def run(path: Place, suite: Suite, table: Place, options: Options = Options(), s
     opener = _Opener(path, subject, options, say)
     parts = opener.parts(suite)
     fingerprints = [one for part in parts for one in part.fingerprints]
-    asked = [suite.content(), name, version, subject.step, subject.provenance.weights_hash, fingerprints]
+    content = suite.content()
+    asked = [content, name, version, subject.step, subject.provenance.weights_hash, fingerprints]
     attempt = results.digest(asked)
     if results.has(table, attempt):
         if not options.again:
@@ -105,7 +106,7 @@ def run(path: Place, suite: Suite, table: Place, options: Options = Options(), s
         version=version,
         attempt=attempt,
         seconds=perf_counter() - began,
-        asked=suite.content(),
+        asked=content,
         results=rows,
         fillings=opener.fillings,
     )
@@ -138,6 +139,7 @@ def _next(table: Place, attempt: str) -> str:
 class _Part:
     """A part of a suite whose data are open and whose settings are checked."""
 
+    names: list[str]  # of its figures; of several below one name, that name
     fingerprints: list[str | None]  # of its data
     measure: Callable[[], Iterable[Figure]]
 
@@ -165,13 +167,21 @@ class _Opener:
             "quality": self.quality,
             "prompts": self.prompts,
         }
-        found = []
+        found: list[_Part] = []
+        owners: dict[str, str] = {}
         for kind, make in kinds.items():
             for place, one in enumerate(getattr(suite, kind)):
                 try:
                     found.append(make(one))
                 except UserError as error:
                     raise UserError(f"suite {suite.name}, {kind}.{place}: {error}") from None
+                for name in found[-1].names:
+                    if name in owners:
+                        raise UserError(
+                            f"suite {suite.name}: {owners[name]} and {kind}.{place} would both give {name}; tell them "
+                            "apart by `name: ...` in one of them"
+                        )
+                    owners[name] = f"{kind}.{place}"
         return found
 
     def likelihood(self, one: Likelihood) -> _Part:
@@ -179,13 +189,15 @@ class _Opener:
         sets = sets_of(self.subject, wanted)
         own = one.name or (Folder(one.data).name if one.data else None)
         named = [(own if name is None else name if one.name is None else f"{one.name}-{name}", x) for name, x in sets]
+        called = [name or _kind(data) for name, data in named]
 
         def measure() -> Iterator[Figure]:
             found = evaluation.measure(self.path, self.subject, wanted, named, self.say)
-            for (name, data), one in zip(named, found, strict=True):
-                yield figures.of_likelihood(name or _kind(data), one)
+            for name, one in zip(called, found, strict=True):
+                yield figures.of_likelihood(name, one)
 
-        return _Part([fingerprint(data) for _, data in named], measure)
+        names = [figures.bound(name, one.split) for name in called]
+        return _Part(names, [fingerprint(data) for _, data in named], measure)
 
     def zero_shot(self, one: ZeroShotSet) -> _Part:
         foreign = ZeroShot((one.data_set,), one.protocol, one.stride, one.separate, one.tokenizer)
@@ -196,7 +208,8 @@ class _Opener:
             for found in evaluation.measure(self.path, self.subject, wanted, sets, self.say):
                 yield figures.of_zero_shot(one.name, found)
 
-        return _Part([fingerprint(data) for _, data in sets], measure)
+        names = [figures.perplexity(one.name or one.data_set, one.protocol)]
+        return _Part(names, [fingerprint(data) for _, data in sets], measure)
 
     def quality(self, one: Quality) -> _Part:
         facts = one.model_dump(exclude={"name"})
@@ -209,7 +222,7 @@ class _Opener:
             for found in quality.measure(self.path, plan, self.say):
                 yield from figures.of_quality(one.name, found)
 
-        return _Part([plan.real.fingerprint], measure)
+        return _Part([figures.below("quality", one.name)], [plan.real.fingerprint], measure)
 
     def prompts(self, one: Prompts) -> _Part:
         plan = prompts.Plan.of(self._to_sample(), one)
@@ -219,7 +232,7 @@ class _Opener:
             self.fillings.extend(found.fillings)
             yield from figures.of_prompts(one.name, found)
 
-        return _Part([], measure)
+        return _Part([figures.below("prompts", one.name)], [], measure)
 
     def _estimate(self, one: Likelihood | ZeroShotSet, **of: Any) -> Evaluation:
         how = {name: getattr(one, name) for name in ("rows", "draws", "estimator", "timesteps", "seed")}

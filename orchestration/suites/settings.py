@@ -4,6 +4,7 @@ Paths are as they are on the command line: of the current folder, unless they ar
 """
 
 import difflib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -136,16 +137,21 @@ class Suite(BaseModel):
 
     @staticmethod
     def _key(one: _Part) -> str:
-        """What the figures of an entry are told apart by."""
-        if one.name is not None:
-            return one.name
+        """What the figures of an entry are told apart by, as far as it is known before the data are opened."""
         if isinstance(one, Likelihood):
-            return f"{one.set or one.data or 'the first set'} {one.split}"
-        return f"{one.data_set} {one.protocol}" if isinstance(one, ZeroShotSet) else "no name"
+            return " ".join(filter(None, (one.name, one.set or one.data or "the first set", one.split)))
+        if isinstance(one, ZeroShotSet):
+            return f"{one.name or one.data_set} {one.protocol}"
+        return one.name or "no name"
 
     def content(self) -> dict[str, Any]:
-        """What decides the figures: without descriptions, and without the places of data, which have fingerprints."""
+        """What decides the figures, however it was written: without descriptions, without the places of data, which
+        have fingerprints, and with a digest of their files for other places on this machine. UserError if they can't
+        be read."""
         tree = self.model_dump(mode="json", exclude={"description"})
+        for part, key in list(_named(tree)):
+            if key != "data" and Path(part[key]).exists():
+                part[key] = _files(Path(part[key]))
         for part in ("likelihood", "zero_shot", "quality"):
             for one in tree[part]:
                 one.pop("data")
@@ -178,6 +184,20 @@ def _absolute(place: str, maybe_hub: bool) -> str:
     if maybe_hub and not Path(place).exists():
         return place  # a name on the hub
     return str(Folder(place).absolute())
+
+
+def _files(place: Path) -> str:
+    """Digest of a file, or of the names and the content of all files in a folder that are not hidden."""
+    whole, folder = hashlib.sha256(), place.is_dir()
+    try:
+        names = {one.relative_to(place) for one in place.rglob("*") if one.is_file()} if folder else {Path()}
+        for name in sorted(name for name in names if not any(part.startswith(".") for part in name.parts)):
+            with open(place / name, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            whole.update(f"{name.as_posix()} {found}\n".encode())
+    except OSError as error:
+        raise UserError(f"{str(place)!r} can't be read: {error}") from None
+    return f"sha256:{whole.hexdigest()[:16]}"
 
 
 def suite_names() -> list[str]:
@@ -218,4 +238,7 @@ def _problem(problem: Any) -> str:
         return f"unknown key {'.'.join(map(str, where))!r}; {hint}allowed: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"key {'.'.join(map(str, where))!r} is missing and has no default"
+    if problem["type"] == "tuple_type":
+        kind = "a mapping" if isinstance(problem["input"], dict) else type(problem["input"]).__name__
+        return f"{'.'.join(map(str, where))} is a list, each entry behind `- ` or all in [...]; found {kind}"
     return describe(problem, known)

@@ -1,5 +1,6 @@
 """The table of results: complete files, many writers, read by others' tools; differences with their errors."""
 
+import io
 import math
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from md4.errors import UserError
 from md4.likelihood import mean_and_error, ratio_and_error
 from orchestration import results
 from orchestration.results import Contributions, Result
+from pipelines.storage import Folder
 
 BEGAN = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -58,6 +60,9 @@ def test_an_evaluation_counts_once(table):
     assert [one.value for one in results.read(table)] == [2.0]
     with pytest.raises(UserError, match="a1, b2"):
         results.append(table, [figure(), figure(attempt="b2")])
+    with pytest.raises(UserError, match="c3 has two figures called likelihood/pydocs/validation"):
+        results.append(table, [figure(attempt="c3"), figure("m", attempt="c3"), figure(attempt="c3", value=1.0)])
+    assert not results.has(table, "c3")
 
 
 def test_many_writers(table):
@@ -83,6 +88,24 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "b2.parquet").write_bytes(b"PAR1 not at all")
     with pytest.raises(UserError, match=r"b2\.parquet"):
         results.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"loss": 1.0}, "created is None: Input should be a valid datetime"),
+        ({**figure().model_dump(), "value": "much"}, r"it can't be read: .*much"),
+        ({**figure().model_dump(), "better": "sideways"}, "better is 'sideways': "),
+    ],
+)
+def test_a_file_that_is_not_ours_is_named(table, columns, why):
+    """Whatever else writes parquet into the folder: which file it is, and what to do."""
+    results.append(table, [figure()])
+    out = io.BytesIO()
+    pd.DataFrame([columns]).astype({"version": "Int64"} if "version" in columns else {}).to_parquet(out, index=False)
+    Folder(table).write("theirs.parquet", out.getvalue())
+    with pytest.raises(UserError, match=rf"theirs\.parquet is no file of a table of results \(.*{why}.*move it"):
+        results.read(table)
 
 
 def test_contributions_give_the_errors_of_the_reports():

@@ -79,7 +79,7 @@ def test_every_figure_is_that_of_its_own_command(parts, tmp_path, folder):  # no
     kept = results.contributions(table, outcome.attempt)
     assert kept.keys() == {name for name in found if not name.startswith("quality/distinct")}
     for metric, rows in kept.items():  # what single rows contributed gives the errors of the reports
-        if found[metric].standard_error is not None:
+        if rows.standard_error:  # not 0: of fillings that are all right, or all wrong
             assert rows.standard_error == pytest.approx(found[metric].standard_error, rel=1e-9)
 
 
@@ -203,10 +203,40 @@ def test_nothing_is_measured_if_a_part_cannot_be(parts, tmp_path):
     """A mistake in the last part is told before the first is begun; nothing is written."""
     path, suite, table = parts
     wrong = {**suite.model_dump(), "prompts": [{"count": 2, "texts": ["no hole here"]}]}
-    with pytest.raises(UserError, match=r"suite nightly, prompts\.0: prompt 'no hole here' has no hole to fill"):
+    with pytest.raises(UserError, match=r"suite nightly, prompts\.0: prompt 'no hole here': it has no hole to fill"):
+        run(path, Suite.model_validate(wrong), table, say=silent)
+    wrong = {**suite.model_dump(), "prompts": [{"count": 2, "texts": [{"text": "ab_", "answer": "abcd"}]}]}
+    with pytest.raises(UserError, match=r"prompts\.0: prompt 'ab_': the answer 'abcd' can never come out: it has 4"):
         run(path, Suite.model_validate(wrong), table, say=silent)
     assert not table.exists()
     assert not (path / "reports").exists()
+
+
+def test_two_figures_never_have_one_name(parts, tmp_path):
+    """Names that are known only when the data are open: the second would take the rows of the first."""
+    path, _, table = parts
+    places = [str(tmp_path / "set"), str(tmp_path / "other" / "set")]
+    write_set(tmp_path / "other" / "set", [some_rows(8, LENGTH, seed=1)], 8, split="validation")
+    first, second = ({"data": place, "rows": 4, "draws": 1} for place in places)
+    twice = Suite.model_validate({"name": "a", "likelihood": [first, second]})
+    expected = r"suite a: likelihood\.0 and likelihood\.1 would both give likelihood/set/validation; .*`name: \.\.\.`"
+    with pytest.raises(UserError, match=expected):
+        run(path, twice, table, say=silent)
+    apart = Suite.model_validate({"name": "a", "likelihood": [first, {**second, "name": "other"}]})
+    outcome = run(path, apart, table, say=silent)
+    kept = results.contributions(table, outcome.attempt)
+    for one in outcome.results:
+        assert kept[one.metric].standard_error == pytest.approx(one.standard_error, rel=1e-9)
+
+
+def test_one_name_for_several_splits_and_protocols():
+    tree = {
+        "name": "a", "likelihood": [{"name": "short"}, {"name": "short", "split": "test"}],
+        "zero_shot": [
+            {"name": "p", "data_set": "ptb", "data": "d", "protocol": protocol} for protocol in ("md4", "mdlm")
+        ],
+    }  # fmt: skip
+    assert len(Suite.model_validate(tree).likelihood) == 2
 
 
 @pytest.mark.parametrize(
@@ -222,6 +252,11 @@ def test_nothing_is_measured_if_a_part_cannot_be(parts, tmp_path):
         ("zero_shot: [{data_set: ptb}]", r"key 'zero_shot\.0\.data' is missing"),
         ("quality: [{}, {count: 4}]", "quality has two entries for no name: give them different names"),
         ("likelihood: [{}, {rows: 4}]", "two entries for the first set validation"),
+        (
+            "likelihood: {rows: 3}",
+            r"likelihood is a list, each entry behind `- ` or all in \[\.\.\.\]; found a mapping",
+        ),
+        ("prompts: [{texts: a_}]", r"prompts\.0\.texts is a list, .*; found str"),
         ("description: nothing", "it measures nothing: give likelihood, zero_shot, quality or prompts"),
         ("- a", "a suite is a mapping of keys to values, found list"),
         ("likelihood: [", "line 1.*not valid YAML"),
@@ -256,6 +291,28 @@ def test_places_are_absolute_for_another_process(tmp_path, monkeypatch):
     assert [one.data for one in whole.likelihood] == [str(tmp_path / "set"), "s3://bucket/set"]
     assert [one.judge for one in whole.quality] == [str(tmp_path / "judge"), "gpt2"]
     assert whole.likelihood[0].name == suite.likelihood[0].name
+
+
+def test_an_evaluation_is_the_same_however_its_places_are_written(tmp_path, monkeypatch):
+    """By the files that are there, so that a training's own suite and the command's are one; names on the hub stay."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("judge", "copy", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(name[:1].replace("c", "j").encode())
+    (tmp_path / "net.pt").write_bytes(b"net")
+
+    def content(judge: str) -> dict:
+        tree = {
+            "name": "a", "quality": [{"judge": judge}, {"name": "b", "features": "net.pt"}],
+            "zero_shot": [{"data_set": "ptb", "data": "d", "tokenizer": judge}],
+        }  # fmt: skip
+        suite = Suite.model_validate(tree)
+        assert suite.absolute().content() == suite.content()
+        return suite.content()
+
+    assert content("judge") == content("./judge") == content(str(tmp_path / "judge")) == content("copy")
+    assert content("judge") != content("other")
+    assert content("gpt2")["quality"][0]["judge"] == content("gpt2")["zero_shot"][0]["tokenizer"] == "gpt2"
 
 
 def test_the_verb(parts, tmp_path, monkeypatch, capsys):

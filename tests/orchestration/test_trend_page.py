@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from datetime import timedelta
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,9 +17,9 @@ from orchestration import results, trends
 from orchestration.cli import main
 from orchestration.results import Contributions
 from orchestration.suites.page import against, render
-from orchestration.suites.pictures import Axis
+from orchestration.suites.pictures import Axis, _view
 from orchestration.trends import judge
-from tests.orchestration.test_results import figure
+from tests.orchestration.test_results import BEGAN, figure
 from tests.orchestration.test_trends import measured
 
 CHROMIUM = os.environ.get("MD4_CHROMIUM") or shutil.which("chromium")
@@ -63,6 +64,17 @@ def test_it_says_what_became_worse(table):
     assert re.search(r"None of 3 figures\s+is worse", calm)
 
 
+def test_what_the_newest_lacks_is_marked_and_not_counted(table):
+    """The page and the command line mean the same evaluation: that which was measured last."""
+    later = BEGAN + timedelta(days=1)
+    results.append(table, [figure("prompts/entropy", 1.0, better="neither", attempt="b", step=700, created=later)])
+    html = page(table)
+    assert re.search(r"None of 1 figures\s+is worse", html)
+    assert re.search(r'<article class="card older" id="nightly-likelihood-pydocs-validation">', html)
+    assert "last measured at step 600: +0.1" in html
+    assert html.index('id="nightly-prompts-entropy"') < html.index('id="nightly-likelihood')
+
+
 def test_it_is_complete_in_itself_and_takes_its_colours_from_the_page(table):
     html = page(table)
     assert not re.search(r"<script|<link|<img|@import|url\(http|src=", html)
@@ -91,6 +103,12 @@ def test_texts_are_shown_as_texts(table):
     html = render("<b>", {"nightly": judge(odd)}, "here", 0.01)
     assert "<b>" not in html
     assert "<i>" not in html
+
+
+def test_what_was_measured_last_is_in_the_picture():
+    """Though it is of an early step, and far from the last ones."""
+    verdicts = [one.verdicts[0] for one in judge(measured(np.array([[90.0], [2.0], [1.0], [0.9], [0.8], [0.7]])))]
+    assert _view(verdicts, verdicts[-1])[1] < 90 < _view(verdicts, verdicts[0])[1]
 
 
 def test_axes():
@@ -139,7 +157,7 @@ def test_the_verbs(table, monkeypatch, capsys):
     assert "no such results" in md4("show", "--model", "other")
     said = md4("trend")
     assert re.search(r"likelihood/pydocs/validation .* worse .* against step 500, row by row", said)
-    assert "worse than before in the newest evaluations: 1" in said
+    assert "worse than before in the newest evaluations: 1 (small, nightly: step 600)" in said
     assert (table / "_trends" / "small.html").is_file()
     assert len(results.read(table)) == 18  # pages are no part of the table
     with pytest.raises(SystemExit) as left:
@@ -151,3 +169,19 @@ def test_the_verbs(table, monkeypatch, capsys):
         md4("trend", "--model", "smal")
     assert left.value.code == 2
     assert "there are those of small" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        md4("trend", "--suite", "nightli")
+    assert "no results of a suite 'nightli'" in capsys.readouterr().err
+
+
+def test_the_check_is_about_versions_and_steps_alike(table, monkeypatch, capsys):
+    """What is worse in the run is found though a version of the same name stands behind it, and was measured later."""
+    later = BEGAN + timedelta(days=1)
+    results.append(table, [figure("likelihood/pydocs/validation", 9.0, attempt="v", version=1, created=later)])
+    monkeypatch.setattr(sys, "argv", ["md4", "results", "trend", "--check", "--results", str(table)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().out
+    assert left.value.code == 1
+    assert "small, nightly, versions: version 1, measured 2026-03-02 00:00, the newest of 1" in said
+    assert "worse than before in the newest evaluations: 1 (small, nightly, steps: step 600)" in said

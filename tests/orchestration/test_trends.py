@@ -10,6 +10,9 @@ from scipy import stats
 from md4.errors import UserError
 from orchestration import results, trends
 from orchestration.results import Contributions, Result
+from orchestration.suites import figures
+from orchestration.suites.prompts import Filled, Filling
+from orchestration.suites.settings import Prompts, Text
 from orchestration.trends import holm, judge
 from tests.orchestration.test_results import BEGAN, figure
 
@@ -67,6 +70,46 @@ def test_few_rows_make_no_more_false_alarms():
     assert normal / count > 1.8 * alpha
 
 
+def answers(values: np.ndarray, place: int) -> tuple[Result, Contributions]:
+    """The exact matches of an evaluation as a suite makes them of fillings `[texts, count]`."""
+    texts = tuple(Text(text="a_", answer="ab") for _ in values)
+    fillings = [
+        Filling(prompt="a_", text="", seed=0, entropy=0.0, right=bool(value))
+        for row in values.tolist()
+        for value in row
+    ]
+    found = Filled(Prompts.model_validate({"texts": texts, "count": values.shape[1]}), fillings, {}, "text8")
+    _, one = figures.of_prompts(None, found)
+    assert one.rows is not None
+    return figure(
+        one.metric, one.value, standard_error=one.error, samples=one.samples, better=one.better, step=place + 1,
+        attempt=f"a{place}", created=BEGAN + timedelta(hours=place),
+    ), one.rows  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (2, 8), (4, 2)])
+def test_from_all_right_to_all_wrong_is_worse(shape):
+    """Neither side shows any spread, so that both errors were zero, and the difference could not be judged."""
+    found = [answers(np.full(shape, value), place) for place, value in enumerate((1, 1, 0, 0))]
+    kept = {one.attempt: {one.metric: rows} for one, rows in found}
+    assert kinds(judge([one for one, _ in found], kept.__getitem__)) == [["first"], ["same"], ["worse"], ["worse"]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "count", "right"), [(1, 8, 0.9), (2, 4, 0.9), (2, 4, 0.97), (3, 2, 0.5), (4, 1, 0.8)]
+)
+def test_shares_make_no_more_false_alarms(texts, count, right):
+    """Models that never change, 4 evaluations each, of few fillings, which are often all right or all wrong: of 150
+    models, fixed seed, 4 standard errors."""
+    random, alpha, alarms = np.random.default_rng(5), 0.05, []
+    for _ in range(150):
+        found = [answers(random.random((texts, count)) < right, place) for place in range(4)]
+        kept = {one.attempt: {one.metric: rows} for one, rows in found}
+        judged = judge([one for one, _ in found], kept.__getitem__, alpha)[1:]
+        alarms.append(np.mean([bool(one.of("worse")) for one in judged]))
+    assert np.mean(alarms) < alpha + 4 * np.std(alarms, ddof=1) / math.sqrt(len(alarms))
+
+
 def test_a_step_back_is_found_and_named():
     """Slowly better, then one figure of five worse by 8 standard errors of the difference: that one and no other."""
     values = np.random.default_rng(0).normal(scale=0.02, size=(6, 5)) - np.arange(6)[:, None]
@@ -116,6 +159,40 @@ def test_order_is_that_of_versions_and_steps_and_repetitions_count_once():
     assert [one.first.attempt for one in judge(again)] == ["a0", "a1-2"]
     versions = [one.model_copy(update={"version": 2 - i, "step": None}) for i, one in enumerate(late)]
     assert [one.place for one in judge(versions)] == ["version 1", "version 2"]
+
+
+def test_versions_and_steps_are_sequences_of_their_own(tmp_path):
+    """A run that became worse is seen though its name has versions, which have no place among steps; and so is a
+    training that was begun anew and has fewer steps."""
+    runs = measured(np.array([[1.0], [9.0]]))
+    version = figure("m0", 0.0, version=3, step=9, attempt="v", created=BEGAN, standard_error=1.0, samples=100_000)
+    for one in (*runs, version):
+        results.append(tmp_path, [one])
+    found = trends.read(tmp_path, "small")
+    assert {name: kinds(ones) for name, ones in found.items()} == {
+        "nightly, versions": [["first"]],
+        "nightly, steps": [["first"], ["worse"]],
+    }
+    anew = {"attempt": "anew", "value": 8.0, "weights_hash": "anew", "created": BEGAN + timedelta(days=1)}
+    results.append(tmp_path, [runs[0].model_copy(update=anew)])
+    judged = trends.read(tmp_path, "small")["nightly, steps"]
+    assert [one.first.attempt for one in judged] == ["a0", "anew", "a1"]
+    newest = trends.newest(judged)
+    assert (newest.first.attempt, newest.place, kinds([newest])) == ("anew", "step 1", [["worse"]])
+
+
+def test_it_says_which_name_is_wrong(tmp_path):
+    with pytest.raises(UserError, match=r"there are no results in .*: md4 evaluate RUN --suite FILE"):
+        trends.models(tmp_path)
+    results.append(tmp_path, [figure()])
+    results.append(tmp_path, [figure(attempt="b", model="other", suite="weekly")])
+    assert trends.models(tmp_path, "weekly") == ["other"]
+    with pytest.raises(UserError, match=r"no results of a suite 'nightli' in .*; there are those of nightly, weekly"):
+        trends.models(tmp_path, "nightli")
+    with pytest.raises(UserError, match=r"of model 'small' of a suite 'weekly' in .*; its suites are nightly"):
+        trends.read(tmp_path, "small", "weekly")
+    with pytest.raises(UserError, match=r"of model 'smal' in .*; there are those of other, small"):
+        trends.read(tmp_path, "smal", "weekly")
 
 
 @pytest.mark.parametrize(

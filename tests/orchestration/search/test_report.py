@@ -2,9 +2,11 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from md4 import noise
@@ -63,6 +65,19 @@ def test_trials_are_ranked_and_differences_judged(study):
     assert ranked[1].behind_error == pytest.approx(0.02 * 2**0.5)
     assert [one.bits for one in ranked] == [3.10, 3.13, 3.20, 4.0, 4.6, None]  # what came after a stop does not count
     assert difference(3.0, 0.03, 2.9, 0.04) == (pytest.approx(0.1), pytest.approx(0.05))
+
+
+def test_pictures_say_the_unit(study, monkeypatch):
+    labels = []
+
+    def kept(figure: Figure, path: Path) -> None:
+        (axes,) = figure.axes
+        labels.extend([axes.get_ylabel(), axes.get_xticklabels()[-1].get_text()])
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    write_report(study)
+    assert labels[0] == "validation bound, bits per token"
+    assert labels[-1] == "bound,\nbits per token"
 
 
 def test_the_report_the_winner_and_the_pictures(study):
