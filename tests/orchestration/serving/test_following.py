@@ -19,6 +19,7 @@ from orchestration.serving.events import Begun, Done
 from orchestration.serving.following import Following
 from orchestration.serving.models import UnknownModel
 from orchestration.serving.sources import load_version
+from orchestration.serving.trial_record import Part
 from tests.orchestration.registry.conftest import Clock
 from tests.orchestration.serving.versions import MODEL, NAME, export
 from tests.s3 import BUCKET
@@ -283,19 +284,37 @@ def test_replicas_decide_together_and_one_signs(registry, exports):
 
 
 def test_what_a_dead_replica_had_written_counts(registry, exports):
-    attempt(registry, exports("2"))
-    config = with_canary(min_requests=10**6)
+    """Errors once: of a request that fails again in the replica that takes its place nothing new is learned."""
+    attempt(registry, exports("nan"))
 
     async def work() -> None:
-        async with serving(registry, config, "a") as held:
-            await ask_all(held)
+        async with serving(registry, replica="a") as held:
+            one, two, three, *_ = sorted(chosen(held))
+            present = min(set(SEEDS) - chosen(held))
+            for seed in (one, two, present):
+                await ask(held, seed)
             await held.refresh()
-            answered = held.trial.part.candidate.answered
-        async with serving(registry, config, "b") as held:  # in its place
-            assert held.describe().candidate.answered == answered
-            await ask_all(held)
+        async with serving(registry, replica="b") as held:
+            assert held.describe().candidate.errors == 2
+            for seed in (one, three, present):
+                await ask(held, seed)
             await held.refresh()
-            assert held.describe().candidate.answered == 2 * answered
+            assert held.trial.part.candidate.errors == 2
+            assert held.describe().candidate.errors == 3
+            assert held.trial.record.total().present.answered == 2  # an answer, which nobody has the key of, in each
+
+    run(work())
+
+
+def test_while_a_candidate_gets_nothing_nothing_is_counted(registry, exports):
+    """Requests of its share that the present version fails with would speak for it."""
+    attempt(registry, exports("2"))
+
+    async def work() -> None:
+        async with serving(registry) as held:
+            held.trial.open = False
+            await ask_all(held)
+            assert held.trial.part == Part()
 
     run(work())
 
