@@ -157,14 +157,14 @@ def judge(
                 f"quality: {quality.difference:+.4f} ± {quality.standard_error:.4f} bits per token on {quality.texts} "
                 f"held-out texts; allowed are {config.quality_margin:+g}",
             )
+    lacking = None
     if candidate.answered < config.min_requests:
-        if config.max_seconds is not None and seconds > config.max_seconds:
-            return Verdict(
-                "rollback", f"time: {candidate.answered} of {config.min_requests} requests in {seconds:,.0f} s"
-            )
-        return Verdict("wait")
-    if config.texts is not None and quality is None:
-        return Verdict("wait", "the held-out texts are not scored yet")
+        lacking = f"{candidate.answered} of {config.min_requests} requests"
+    elif config.texts is not None and quality is None:
+        lacking = "the held-out texts are not scored"
+    if lacking is not None:
+        late = config.max_seconds is not None and seconds > config.max_seconds
+        return Verdict("rollback", f"time: {lacking} in {seconds:,.0f} s") if late else Verdict("wait", lacking)
     one, other = candidate.mean_entropy(), present.mean_entropy()
     if config.entropy_margin is not None and one is not None and other is not None:
         difference, error = one[0] - other[0], math.sqrt(one[1] + other[1])

@@ -34,7 +34,9 @@ class CanaryConfig(BaseModel):
         default=200, ge=1, description="answers of the candidate after which it takes the name, if nothing is wrong"
     )
     max_seconds: float | None = Field(
-        default=None, gt=0, description="time after which a candidate with fewer is dropped; null = it goes on"
+        default=None,
+        gt=0,
+        description="time after which one with fewer, or with `texts` not scored, is dropped; null = it goes on",
     )
     error_alpha: float = Field(
         default=0.01, gt=0, lt=0.5, description="chance that one is dropped that fails no more often than the present"

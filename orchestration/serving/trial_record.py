@@ -70,7 +70,7 @@ class Record(_Part):
     present: int | None = Field(description="version that the name stands for")
     candidate: int
     share: float
-    since: datetime
+    since: datetime = Field(description="that change; `max_seconds` is counted from here")
     replicas: dict[str, Part] = {}
 
     def with_part(self, replica: str, part: Part) -> "Record":
@@ -128,7 +128,7 @@ def _begun(name: Name) -> Record:
         present=name.version,
         candidate=trial.version,
         share=trial.share,
-        since=trial.since,
+        since=name.history[-1].at,
     )
 
 

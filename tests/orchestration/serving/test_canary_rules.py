@@ -197,7 +197,9 @@ def test_quality_is_a_test_of_its_level(difference, low, high):
 
 def test_quality_is_waited_for_where_it_is_asked_for():
     enough = figures(answered=100)
-    assert verdict(enough, enough, texts="held-out.txt").action == "wait"
+    assert verdict(enough, enough, texts="held-out.txt", max_seconds=61).action == "wait"
+    found = verdict(enough, enough, texts="held-out.txt", max_seconds=59)
+    assert found == Verdict("rollback", "time: the held-out texts are not scored in 60 s")
     sound = Quality(texts=64, difference=0.0, standard_error=0.01)
     assert verdict(enough, enough, sound, texts="held-out.txt").action == "confirm"
     worse = Quality(texts=64, difference=0.1, standard_error=0.01)

@@ -15,9 +15,10 @@ from orchestration.registry import Registry
 from orchestration.sampling import Request, sample
 from orchestration.serving import canary
 from orchestration.serving.config import CanaryConfig, EngineConfig, ServingConfig
+from orchestration.serving.engine import Engine
 from orchestration.serving.events import Begun, Done
 from orchestration.serving.following import Following
-from orchestration.serving.models import UnknownModel
+from orchestration.serving.models import Score, UnknownModel
 from orchestration.serving.sources import load_version
 from orchestration.serving.trial_record import Part
 from tests.orchestration.registry.conftest import Clock
@@ -222,6 +223,35 @@ def test_an_equal_one_passes_what_it_scores(registry, exports, tmp_path):
             await held._scoring
             await held.refresh()
             assert actions(registry)[-1] == "confirm 2"
+
+    run(work())
+
+
+def test_texts_that_the_present_version_failed_with_are_scored_again(registry, exports, tmp_path, monkeypatch):
+    """A failure that passes, after which the candidate would have waited for ever; not at every look."""
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("the end of the line\na cat sat on the mat\n")
+    attempt(registry, exports("2"))
+    asked, sound = [], Engine.score
+
+    async def fails_once(engine: Engine, *arguments) -> list[Score]:
+        asked.append(engine.loaded.model_version)
+        if len(asked) == 1:
+            raise RuntimeError("out of memory")
+        return await sound(engine, *arguments)
+
+    async def work() -> None:
+        monkeypatch.setattr(Engine, "score", fails_once)
+        async with serving(registry, with_canary(texts=str(held_out), quality_margin=9.0)) as held:
+            await held._scoring
+            await ask_all(held)
+            await held.refresh()
+            assert (asked, actions(registry)[-1]) == ([1], "candidate 2")
+            monkeypatch.setattr(held, "_score_at", 0.0)  # a while later
+            await held.refresh()
+            await held._scoring
+            await held.refresh()
+            assert (asked, actions(registry)[-1]) == ([1, 1, 2], "confirm 2")
 
     run(work())
 
@@ -480,6 +510,31 @@ def test_time_runs_out(registry, exports, clock):
     async def work() -> None:
         async with serving(registry, with_canary(max_seconds=60)) as held:
             clock.time += timedelta(seconds=61)
+            await held.refresh()
+            assert registry.name(MODEL, NAME).history[-1].why == "time: 0 of 8 requests in 61 s"
+
+    run(work())
+
+
+@pytest.mark.parametrize("change", ["share", "present"])
+def test_time_begins_anew_with_the_figures(registry, exports, clock, change):
+    """With another share of the same candidate, and with another present version beside it."""
+    for kind in ("3", "2"):
+        add(registry, exports(kind))
+    registry.promote(MODEL, 2, NAME, by="ada")
+    registry.promote(MODEL, 3, NAME, share=0.5, by="ada")
+
+    async def work() -> None:
+        async with serving(registry, with_canary(max_seconds=60)) as held:
+            clock.time += timedelta(seconds=50)
+            if change == "share":
+                registry.promote(MODEL, 3, NAME, share=0.6, by="ada")
+            else:
+                registry.rollback(MODEL, NAME, "bad", version=2, by="ada")
+            clock.time += timedelta(seconds=50)
+            await held.refresh()
+            assert held.trial is not None
+            clock.time += timedelta(seconds=11)
             await held.refresh()
             assert registry.name(MODEL, NAME).history[-1].why == "time: 0 of 8 requests in 61 s"
 
