@@ -25,7 +25,7 @@ from orchestration.serving import canary, scoring, trial_record
 from orchestration.serving.canary import Quality, Verdict
 from orchestration.serving.config import ServingConfig
 from orchestration.serving.events import Event
-from orchestration.serving.held import Held, Side, look_out, placed, stop
+from orchestration.serving.held import AGAIN_S, Held, Side, look_out, placed, stop
 from orchestration.serving.models import Busy, ModelInfo, Score, UnknownModel
 from orchestration.serving.parts import words
 from orchestration.serving.sources import load_version
@@ -35,7 +35,6 @@ from orchestration.serving.trial import Trial
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
 
-_AGAIN_S = 60.0  # before what the name stands for, and can't be served, is loaded again
 _SCORED_AGAIN_S = 10.0  # before texts that the present version could not score are scored again
 SIGNER = "md4 serve"  # who signs verdicts
 _log = logging.getLogger("ray.serve")
@@ -73,7 +72,7 @@ class Following(Held):
         )
         self._one = asyncio.Lock()  # look at a time
         self._background: set[asyncio.Task] = set()
-        self._looking = look_out(self, config.look_s(follows=True), at_once=state.candidate is not None)
+        self._looking = look_out(self, config.look_s(moves=True), at_once=state.candidate is not None)
 
     @classmethod
     async def open(
@@ -182,7 +181,7 @@ class Following(Held):
         try:
             side = await self._load(state.version)
         except Exception:
-            self._refused = state.version, monotonic() + _AGAIN_S
+            self._refused = state.version, monotonic() + AGAIN_S
             raise
         await self._swap(side)
 
