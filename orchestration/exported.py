@@ -1,6 +1,7 @@
 """An exported folder (`md4.weights`), or a version in the registry, which is one, as a model ready to sample: as
 `orchestration.runs.load_model` gives it of a run."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def step_of(found: Pretrained) -> int | None:
     return step if isinstance(step, int) else None
 
 
+def _name(path: Path) -> str:
+    """The folder's, with hyphens for what the name of a run can't have in it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("-._") or "exported"
+
+
 def loaded(found: Pretrained, path: Path) -> Loaded:
     """The model with a configuration that says of data and training no more than the folder does.
 
@@ -45,7 +51,7 @@ def loaded(found: Pretrained, path: Path) -> Loaded:
         data["vocabulary"] = str(path.absolute())
     config = validate(
         {
-            "name": path.absolute().name,
+            "name": _name(path),
             "data": data,
             "model": model.model_dump(mode="json"),
             "train": {"steps": max(1, step_of(found) or 1), "batch_size": 1, "slices": 1},

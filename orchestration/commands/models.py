@@ -174,14 +174,10 @@ def promote(
 @app.command()
 def confirm(model: Model, name: SignedName, why: Why = "", by: By = None, registry: Place = None) -> None:
     """Sign off the version that is being tried: it gets all of the traffic."""
-    there = _registry(registry)
-    trial = there.name(model, name).candidate
-    if trial is None:
-        raise UserError(
-            f"{model}: nothing is being tried as {name}; md4 models promote {model} VERSION {name} --share 0.1"
-        )
-    there.confirm(model, name, trial.version, why=why, by=by)
-    say(f"{model} version {trial.version} is {name} now")
+    from orchestration.registry import promotion
+
+    now = promotion.confirm(_registry(registry), model, name, why=why, by=by)
+    say(f"{model} version {now.version} is {name} now")
 
 
 @app.command()
@@ -196,9 +192,9 @@ def rollback(
     registry: Place = None,
 ) -> None:
     """Drop the version that is being tried or, if there is none, go back to the one before."""
-    there = _registry(registry)
-    before = there.name(model, name)
-    after = there.rollback(model, name, why, version=version, by=by)
+    from orchestration.registry import promotion
+
+    before, after = promotion.rollback(_registry(registry), model, name, why, version=version, by=by, say=say)
     if after == before:
         say(f"{model}: {name} is version {after.version} already; nothing was changed")
         return

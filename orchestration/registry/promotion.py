@@ -1,4 +1,4 @@
-"""`promote`: a name for a version, if the rules allow it.
+"""`promote`: a name for a version, if the rules allow it. `confirm` and `rollback`: what is done by hand afterwards.
 
 The judgement is made on what the name stands for at that moment, and signed only if it still does: of two promoters at
 once one goes first, and the other is judged again against its version. A promotion that was killed is made again by the
@@ -14,6 +14,7 @@ from orchestration.registry import figures, rules
 from orchestration.registry.judgement import Finding, Verdict, judge
 from orchestration.registry.names import Name, Signature
 from orchestration.registry.names import promote as promoted
+from orchestration.registry.names import rollback as rolled_back
 from orchestration.registry.registry import Moved, Registry
 from orchestration.registry.versions import Version
 from pipelines.storage import Folder
@@ -67,8 +68,7 @@ def promote(
     """
     if wanted.force and not wanted.why.strip():
         raise UserError("--force leaves the rules aside: say --why, it is kept in the name's history")
-    for problem in wanted.version.damage():
-        raise UserError(f"a damaged version is not signed off: {problem}")
+    _check(wanted.version)
     while True:
         decision = _decide(registry, wanted, table)
         if dry_run or decision.already or not decision.allowed:
@@ -89,6 +89,54 @@ def promote(
             say(f"{moved}: judged again")
             continue
         return Decision(decision.seen, decision.verdicts, True, after)
+
+
+def confirm(registry: Registry, model: str, name: str, *, why: str = "", by: str | None = None) -> Name:
+    """Sign the candidate off, whatever its figures are; UserError if there is none, or it is damaged."""
+    trial = registry.name(model, name).candidate
+    if trial is None:
+        raise UserError(
+            f"{model}: nothing is being tried as {name}; md4 models promote {model} VERSION {name} --share 0.1"
+        )
+    _check(registry.version(model, trial.version))
+    return registry.confirm(model, name, trial.version, why=why, by=by)
+
+
+def rollback(
+    registry: Registry,
+    model: str,
+    name: str,
+    why: str,
+    *,
+    version: int | None = None,
+    by: str | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[Name, Name]:
+    """Drop the candidate or, if there is none, go back to the version before; the name as it was, and as it is.
+
+    version: the one that is to lose the name or its share; nothing happens if it has neither any more.
+    Raises UserError for a version that is not there, if there is nothing to go back to, and if that is damaged.
+    """
+    if version is not None:
+        registry.version(model, version)
+    while True:
+        seen = registry.name(model, name)
+        target = rolled_back(seen, version, Signature(id="", by="", at=registry.now())).version
+        if target is not None and target != seen.version:
+            for problem in registry.version(model, target).damage():
+                raise UserError(
+                    f"{name} would go back to a damaged version: {problem}; instead of it promote a sound one: "
+                    f"md4 models promote {model} VERSION {name}"
+                )
+        try:
+            return seen, registry.rollback(model, name, why, version=version, by=by, seen=seen)
+        except Moved as moved:
+            say(f"{moved}: looked at again")
+
+
+def _check(version: Version) -> None:
+    for problem in version.damage():
+        raise UserError(f"a damaged version is not signed off: {problem}")
 
 
 def _decide(registry: Registry, wanted: Wanted, table: Folder) -> Decision:

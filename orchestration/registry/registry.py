@@ -142,6 +142,7 @@ class Registry:
     ) -> Name:
         """Sign the candidate off; nothing happens if it is already. UserError if this version is not being tried.
 
+        Its files are not looked at: who serves it has verified them, `promotion.confirm` does.
         seen: what the decision was made on, as of `promote`.
         """
         signed = self._signed(by, why, False, figures)
@@ -162,6 +163,7 @@ class Registry:
 
         version: the one that is to lose the name or its share: if it has neither any more, nothing happens, so that
         it may be called twice. None: whichever. seen: what the decision was made on, as of `promote`.
+        Whether the version before is sound is not looked at: see `promotion.rollback`.
         Raises UserError if there is nothing to go back to.
         """
         signed = self._signed(by, why, False, figures)

@@ -28,6 +28,10 @@ from orchestration.registry.words import check_name
 from pipelines.storage import Folder
 
 FILE = "rules.yaml"
+_WANTED = {  # in YAML's words
+    "tuple_type": "a list is allowed, of requirements such as - {metric: likelihood/*, not_worse_by: 1}",
+    "model_type": "a mapping is allowed, such as {metric: likelihood/*, not_worse_by: 1}",
+}
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
@@ -172,4 +176,5 @@ def _told(error: ValidationError) -> str:
         return f"{where} is no key of a rule; " + (
             f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
         )
-    return f"{where} is {problem['input']!r:.80}: {problem['msg'].removeprefix('Value error, ')}"
+    said = _WANTED.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    return f"{where} is {problem['input']!r:.80}: {said}"

@@ -95,8 +95,8 @@ def application(
         ray_actor_options={"num_cpus": 0},
         logging_config=_LOGGING,
     )
-    follows = any(map(sources.follows, models.values()))
-    return gateways.bind(engines.bind(dict(models), config, load, registry), config, follows)
+    moves = any(map(sources.moves, models.values()))
+    return gateways.bind(engines.bind(dict(models), config, load, registry), config, moves)
 
 
 def describe_deployment(models: Mapping[str, str | Path], config: ServingConfig, registry: str | None = None) -> str:

@@ -4,12 +4,12 @@
 So the same request always gets the same version, in every replica, and who gets which is as good as drawn by lot.
 
 **Errors.** If the version made no difference, each error would be the candidate's with probability `share`, whatever
-makes requests fail, and independently of the others: a repeated request counts once, and one that fails with the
-present version, too, is not counted. Against that stands that the candidate's part is larger, any value above the share
-being equally likely. The ratio of the two likelihoods is an e-value: under the first its mean is 1 however often and
-whenever it is looked at, so that it ever reaches 1/alpha in at most alpha of all trials (Ville's inequality). Nothing
-needs to be known of how often requests fail at all. At a share of 10 % three errors of the candidate and none of the
-present version are enough, at 50 % nine.
+makes requests fail, and independently of the others: a repeated request counts once, whichever replicas it failed in,
+and one that fails with the present version, too, is not counted. Against that stands that the candidate's part is
+larger, any value above the share being equally likely. The ratio of the two likelihoods is an e-value: under the first
+its mean is 1 however often and whenever it is looked at, so that it ever reaches 1/alpha in at most alpha of all trials
+(Ville's inequality). Nothing needs to be known of how often requests fail at all. At a share of 10 % three errors of
+the candidate and none of the present version are enough, at 50 % nine.
 
 **Quality.** Both versions score the same held-out texts with the same noise. The candidate is dropped if the mean
 difference lies above `quality_margin` by more than its standard error allows (Student's t, one-sided). Once: these
@@ -35,7 +35,7 @@ class _Part(BaseModel):
 
 
 class Figures(_Part):
-    """What one of the two versions did with requests that came by lot. Repeated requests count once."""
+    """What one of the two versions did with requests that came by lot. In one replica, repeated ones count once."""
 
     answered: int = 0
     errors: int = 0
@@ -157,14 +157,14 @@ def judge(
                 f"quality: {quality.difference:+.4f} ± {quality.standard_error:.4f} bits per token on {quality.texts} "
                 f"held-out texts; allowed are {config.quality_margin:+g}",
             )
+    lacking = None
     if candidate.answered < config.min_requests:
-        if config.max_seconds is not None and seconds > config.max_seconds:
-            return Verdict(
-                "rollback", f"time: {candidate.answered} of {config.min_requests} requests in {seconds:,.0f} s"
-            )
-        return Verdict("wait")
-    if config.texts is not None and quality is None:
-        return Verdict("wait", "the held-out texts are not scored yet")
+        lacking = f"{candidate.answered} of {config.min_requests} requests"
+    elif config.texts is not None and quality is None:
+        lacking = "the held-out texts are not scored"
+    if lacking is not None:
+        late = config.max_seconds is not None and seconds > config.max_seconds
+        return Verdict("rollback", f"time: {lacking} in {seconds:,.0f} s") if late else Verdict("wait", lacking)
     one, other = candidate.mean_entropy(), present.mean_entropy()
     if config.entropy_margin is not None and one is not None and other is not None:
         difference, error = one[0] - other[0], math.sqrt(one[1] + other[1])

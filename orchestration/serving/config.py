@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_FOLLOWING_S = 5.0
+_MOVING_S = 5.0
 
 
 class EngineConfig(BaseModel):
@@ -34,7 +34,9 @@ class CanaryConfig(BaseModel):
         default=200, ge=1, description="answers of the candidate after which it takes the name, if nothing is wrong"
     )
     max_seconds: float | None = Field(
-        default=None, gt=0, description="time after which a candidate with fewer is dropped; null = it goes on"
+        default=None,
+        gt=0,
+        description="time after which one with fewer, or with `texts` not scored, is dropped; null = it goes on",
     )
     error_alpha: float = Field(
         default=0.01, gt=0, lt=0.5, description="chance that one is dropped that fails no more often than the present"
@@ -83,8 +85,8 @@ class ServingConfig(BaseModel):
     refresh_s: float | None = Field(
         default=None,
         ge=0,
-        description="time between looks for newer weights; 0 = never by itself; null = 5 of models that follow a name "
-        "in the registry, 0 of others",
+        description="time between looks for newer weights; 0 = never by itself; null = 5 of models that are a name in "
+        "the registry, or its latest version, 0 of others",
     )
     canary: CanaryConfig = CanaryConfig.model_validate({})
     gateways: int = Field(default=1, ge=1, description="processes that speak HTTP")
@@ -119,9 +121,9 @@ class ServingConfig(BaseModel):
         """Replicas that are always there."""
         return self.replicas if self.min_replicas is None else self.min_replicas
 
-    def look_s(self, follows: bool) -> float:
-        """Time between looks for newer weights of a model, 0 = never. follows: a name in the registry."""
-        return (_FOLLOWING_S if follows else 0.0) if self.refresh_s is None else self.refresh_s
+    def look_s(self, moves: bool) -> float:
+        """Time between looks for newer weights, 0 = never. moves: a name in the registry, or its latest version."""
+        return (_MOVING_S if moves else 0.0) if self.refresh_s is None else self.refresh_s
 
     def placed(self) -> "ServingConfig":
         """The same with absolute paths, for processes that run in other folders."""

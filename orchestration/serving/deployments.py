@@ -36,7 +36,7 @@ async def hold(name: str, text: str, config: ServingConfig, load: Load, registry
         return await Following.open(name, text, config, registry, replica)
     source = sources.open_source(text, registry, load)
     newest = await asyncio.to_thread(source.look)  # before it is loaded
-    return Single(name, source, await asyncio.to_thread(source.load), newest, config)
+    return Single(name, source, await asyncio.to_thread(source.load), newest, config, moves=sources.moves(text))
 
 
 class EngineReplica:
@@ -133,12 +133,12 @@ class EngineReplica:
 class Gateway:
     """Speaks HTTP (`http.make_api`), shows the page, and asks the replicas."""
 
-    async def __init__(self, engines: DeploymentHandle, config: ServingConfig, follows: bool = False) -> None:
-        """follows: a model that is a name in the registry is served."""
+    async def __init__(self, engines: DeploymentHandle, config: ServingConfig, moves: bool = False) -> None:
+        """moves: a model is served that is a name in the registry, or its latest version."""
         self._config = config
         # Who only looks must not wake replicas that shrink to none, nor have models loaded in the place of others.
         harmless = config.fewest > 0 and config.models_per_replica is None
-        self._client = Client(handle=engines, look_s=max(1.0, config.look_s(follows)) if harmless else None)
+        self._client = Client(handle=engines, look_s=max(1.0, config.look_s(moves)) if harmless else None)
         await self._client.describe()  # ready once the models are
 
     def __serve_build_asgi_app__(self) -> fastapi.FastAPI:

@@ -25,7 +25,7 @@ from orchestration.serving import canary, scoring, trial_record
 from orchestration.serving.canary import Quality, Verdict
 from orchestration.serving.config import ServingConfig
 from orchestration.serving.events import Event
-from orchestration.serving.held import Held, Side, look_out, placed, stop
+from orchestration.serving.held import AGAIN_S, Held, Side, look_out, placed, stop
 from orchestration.serving.models import Busy, ModelInfo, Score, UnknownModel
 from orchestration.serving.parts import words
 from orchestration.serving.sources import load_version
@@ -35,7 +35,7 @@ from orchestration.serving.trial import Trial
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
 
-_AGAIN_S = 60.0  # before what the name stands for, and can't be served, is loaded again
+_SCORED_AGAIN_S = 10.0  # before texts that the present version could not score are scored again
 SIGNER = "md4 serve"  # who signs verdicts
 _log = logging.getLogger("ray.serve")
 
@@ -66,12 +66,13 @@ class Following(Held):
         self.present = Side(name, placed(loaded, config), config)
         self.trial: Trial | None = None
         self._scoring: asyncio.Task | None = None
+        self._score_at = 0.0  # not before
         self._refused: tuple[int, float] | None = (
             None  # a version that could not be loaded, and until when it isn't again
         )
         self._one = asyncio.Lock()  # look at a time
         self._background: set[asyncio.Task] = set()
-        self._looking = look_out(self, config.look_s(follows=True), at_once=state.candidate is not None)
+        self._looking = look_out(self, config.look_s(moves=True), at_once=state.candidate is not None)
 
     @classmethod
     async def open(
@@ -180,7 +181,7 @@ class Following(Held):
         try:
             side = await self._load(state.version)
         except Exception:
-            self._refused = state.version, monotonic() + _AGAIN_S
+            self._refused = state.version, monotonic() + AGAIN_S
             raise
         await self._swap(side)
 
@@ -225,7 +226,7 @@ class Following(Held):
             trial = self.trial = Trial(state, side, self._replica, self._config.timeout_s)
         if self._texts:
             stop(self._scoring)
-            self._scoring = asyncio.ensure_future(self._score(trial))
+            self._begin_to_score(trial)
 
     async def _judge(self, trial: Trial) -> None:
         """Write down what was seen here, and sign the verdict on what all replicas saw, if there is one."""
@@ -248,6 +249,8 @@ class Following(Held):
             facts = {"against": record.present, "share": record.share, "seconds": round(seconds, 1)}
             facts["replicas"] = len(record.replicas)
             await self._sign(trial.state, verdict, {"canary": facts | total.model_dump(mode="json")})
+        elif self._texts and total.quality is None:
+            self._score_again(trial)
 
     async def _sign(self, state: Name, verdict: Verdict, figures: dict[str, Any]) -> None:
         """Have the name follow the verdict, if it still says what was judged."""
@@ -270,8 +273,18 @@ class Following(Held):
         _log.warning("model %s, version %s as %s: %s (%s)", self.name, number, self._ref, verdict.action, verdict.why)
         await self._follow(after)
 
+    def _begin_to_score(self, trial: Trial) -> None:
+        self._score_at = monotonic() + _SCORED_AGAIN_S
+        self._scoring = asyncio.ensure_future(self._score(trial))
+
+    def _score_again(self, trial: Trial) -> None:
+        """Unless it is being done, was done meanwhile, or has failed just now."""
+        over = self._scoring is None or self._scoring.done()
+        if over and trial.part.quality is None and monotonic() >= self._score_at:
+            self._begin_to_score(trial)
+
     async def _score(self, trial: Trial) -> None:
-        """Have both versions score the held-out texts."""
+        """Have both versions score the held-out texts. If the present one fails with them, a later look tries again."""
         config = self._config.canary
         found: list[list[Score]] = []
         for side in (self.present, trial.side):

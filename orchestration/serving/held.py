@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from orchestration.sampling import Answer, Request
@@ -18,6 +19,7 @@ from orchestration.serving.sources import Source
 if TYPE_CHECKING:
     from orchestration.runs import Loaded
 
+AGAIN_S = 60.0  # before weights that can't be served are loaded again
 _METRICS_S = 2.0  # between looks at an engine's state
 _log = logging.getLogger("ray.serve")
 
@@ -126,12 +128,23 @@ class Single(Held):
     """A model with one engine: of a run, an exported folder, or a version.
 
     newest: what was the newest before `loaded` was loaded, see `Source`.
+    moves: whether it is looked at without being told, see `sources`.
     """
 
-    def __init__(self, name: str, source: Source, loaded: "Loaded", newest: str | None, config: ServingConfig) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        loaded: "Loaded",
+        newest: str | None,
+        config: ServingConfig,
+        *,
+        moves: bool = False,
+    ) -> None:
         self.name, self._source, self._newest, self._config = name, source, newest, config
+        self._refused: tuple[str | None, float] | None = None  # what can't be taken, and until when it isn't tried
         self.side = Side(name, placed(loaded, config), config)
-        self._looking = look_out(self, config.look_s(follows=False))
+        self._looking = look_out(self, config.look_s(moves))
 
     @property
     def healthy(self) -> bool:
@@ -141,10 +154,16 @@ class Single(Held):
         newest = await asyncio.to_thread(self._source.look)
         if newest == self._newest:
             return
-        loaded = await asyncio.to_thread(lambda: placed(self._source.load(), self._config))
-        if loaded.weights_hash != self.side.engine.loaded.weights_hash:
-            await self.side.refresh(loaded)
-            _log.info("model %s has weights %.12s of step %d now", self.name, loaded.weights_hash, loaded.step)
+        if self._refused is not None and self._refused[0] == newest and monotonic() < self._refused[1]:
+            return
+        try:
+            loaded = await asyncio.to_thread(lambda: placed(self._source.load(), self._config))
+            if loaded.weights_hash != self.side.engine.loaded.weights_hash:
+                await self.side.refresh(loaded)
+                _log.info("model %s has weights %.12s of step %d now", self.name, loaded.weights_hash, loaded.step)
+        except Exception:
+            self._refused = newest, monotonic() + AGAIN_S
+            raise
         self._newest = newest  # not before: what has failed is tried again
 
     async def close(self) -> None:

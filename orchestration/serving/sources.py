@@ -3,7 +3,7 @@
 runs/mine           a run: the newest sound checkpoint, and newer ones when they are there
 exports/mine        an exported folder, which doesn't change
 small@production    what the name stands for in the registry, and what is tried as it: see `following`
-small@3             that version; small@latest: the newest, and newer ones when they are there
+small@3             that version; small@latest: the newest, and newer ones of the same network when they are there
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from orchestration import checkpoints, exported
 from orchestration.config import override, serving_config
 from orchestration.registry import Registry, Version
 from orchestration.registry.references import reference
-from orchestration.registry.words import is_name
+from orchestration.registry.words import LATEST, is_name
 from orchestration.runs import Loaded, Run
 from orchestration.serving.config import ServingConfig
 from pipelines.storage import Folder
@@ -94,6 +94,12 @@ def follows(text: str) -> bool:
     """Is it a signed-off name, which may have a candidate beside its version?"""
     found = reference(text)
     return found is not None and is_name(found[1])
+
+
+def moves(text: str) -> bool:
+    """Does it mean whichever version has a name in the registry, or is the latest? Then it is looked at by itself."""
+    found = reference(text)
+    return found is not None and (is_name(found[1]) or found[1] == LATEST)
 
 
 def open_source(text: str, registry: str | None, load: Load) -> Source:

@@ -20,7 +20,7 @@ from orchestration.serving.canary import FAILED, Figures
 from orchestration.serving.events import Begun, Done, Event, Failed
 from orchestration.serving.held import Side
 from orchestration.serving.models import Broken, Busy, Lost, TrialInfo
-from orchestration.serving.trial_record import Part, Record
+from orchestration.serving.trial_record import Part, Record, Seen
 
 _KEPT = 1 << 20  # requests that are known to have been counted; beyond them none is counted any more
 _LATE = 0.95  # of the time that a request may take: who gives up then has waited in vain
@@ -56,15 +56,16 @@ class Trial:
         assert self.state.candidate is not None
         return self.state.candidate.share
 
+    @property
+    def goes_on(self) -> bool:
+        """Does the candidate get requests here?"""
+        return self.open and self.failed is None
+
     def takes(self, key: int) -> bool:
         """Does the candidate get that request?"""
-        return (
-            self.open
-            and self.failed is None
-            and canary.chosen(key, self.share, f"{self.state.model}@{self.side.version}")
-        )
+        return self.goes_on and canary.chosen(key, self.share, f"{self.state.model}@{self.side.version}")
 
-    def total(self) -> Part:
+    def total(self) -> Seen:
         """What all replicas saw, as far as it is known here."""
         return self.part if self.record is None else self.record.with_part(self.replica, self.part).total()
 
@@ -140,28 +141,24 @@ class Trial:
                         yield event
 
     def count(self, key: int, *, present: Figures | None = None, candidate: Figures | None = None) -> None:
-        """What became of a request; one that is repeated counts once."""
+        """What became of a request; one that is repeated counts once, in all replicas if it is an error."""
         if key in self._seen or len(self._seen) >= _KEPT:
             return
         self._seen.add(key)
-        self.part = Part(
-            present=self.part.present + (present or Figures()),
-            candidate=self.part.candidate + (candidate or Figures()),
-            quality=self.part.quality,
-        )
+        self.part = self.part.with_request(key, present or Figures(), candidate or Figures())
 
 
 class _Course:
     """What becomes of one request, and how it is counted.
 
     A failure of the candidate counts once the present version has answered instead: what fails with both is no fault of
-    the candidate's.
+    the candidate's. While the candidate gets none, none is counted: those of its share would be the present version's.
     """
 
     def __init__(self, trial: Trial, request: Request) -> None:
         self._trial, self._key, self._change = trial, canary.key(request), trial.change
         self._began = perf_counter()
-        self.tried = trial.takes(self._key)
+        self._counts, self.tried = trial.goes_on, trial.takes(self._key)
         self.fault: str | None = None  # what was wrong with the candidate's answer
 
     def falls_back(self, error: Exception) -> bool:
@@ -211,7 +208,7 @@ class _Course:
             raise
 
     def _count(self, *, present: Figures | None = None, candidate: Figures | None = None) -> None:
-        if self._trial.change == self._change:  # else it belongs to figures of the past
+        if self._counts and self._trial.change == self._change:  # else it belongs to figures of the past
             self._trial.count(self._key, present=present, candidate=candidate)
 
 

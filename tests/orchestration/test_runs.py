@@ -8,6 +8,7 @@ import yaml
 import md4
 from md4.errors import UserError
 from orchestration.config import load
+from orchestration.evaluation import open_subject
 from orchestration.runs import Run, export, load_model, rewind
 from orchestration.sampling import sample
 from tests.orchestration.small_run import write_run
@@ -60,6 +61,15 @@ def test_an_exported_run_answers_as_the_run_does(tmp_path):
     assert loaded.card.source == {"run": "small", "step": 7, "averaged": False, "weights_hash": run.weights_hash}
     with pytest.raises(UserError, match="exists already"):
         export(path, folder)
+
+
+@pytest.mark.parametrize(("name", "called"), [("my model", "my-model"), (".größe_2", "gr-e_2"), ("模型", "exported")])
+def test_an_exported_folder_may_have_any_name(tmp_path, name, called):
+    """Its model can be sampled, by suites, too: what isn't allowed in the name of a run is left out."""
+    folder = export(write_run(tmp_path / "runs"), tmp_path / name, report=lambda _: None)
+    subject = open_subject(folder)
+    assert subject.to_sample is not None
+    assert (subject.to_sample().config.name, subject.provenance.run) == (called, name)
 
 
 def test_progress_is_told_once_though_a_restart_cuts_the_metrics_back(tiny):

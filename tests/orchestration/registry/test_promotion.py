@@ -8,7 +8,7 @@ import pytest
 
 from md4.errors import UserError
 from orchestration.cli import main
-from orchestration.registry import Registry, promotion
+from orchestration.registry import Name, Registry, promotion
 from orchestration.registry.promotion import Wanted
 from pipelines.storage import Folder
 from tests.orchestration.registry.conftest import BITS, ENTROPY
@@ -226,12 +226,44 @@ def test_what_was_never_measured_alike_is_said_by_name(md4, three, measured):
         (["promote", "small", "1", "Production"], "small letters"),
         (["promote", "small", "9", "production"], "no version 9"),
         (["promote", "small", "1", "new", "--share", "0.5"], "has no new yet"),
+        (["rollback", "small", "new", "--version", "77"], "small has no version 77; versions there: 1, 2, 3"),
         (["rollback", "small", "new"], "nothing was ever signed off as new"),
         (["list", "--registry", "gs://bucket/x"], "neither a local path nor a url"),
     ],
 )
 def test_mistakes_are_one_message(md4, three, arguments, expected):
     assert expected in md4("models", *arguments, fails=True)
+
+
+def test_a_damaged_version_is_neither_confirmed_nor_gone_back_to(md4, three):
+    for version in (1, 2):
+        three.promote("small", version, "production")
+    three.promote("small", 3, "production", share=0.1)
+    for version in (1, 3):
+        Path(three.version("small", version).folder.path("config.json")).write_text("{}")
+    said = md4("models", "confirm", "small", "production", fails=True)
+    assert "a damaged version is not signed off: small version 3" in said
+    md4("models", "rollback", "small", "production")  # the candidate, to version 2, which is served
+    said = md4("models", "rollback", "small", "production", fails=True)
+    assert "production would go back to a damaged version: small version 1" in said
+    assert "md4 models promote small VERSION production" in said
+    assert (three.name("small", "production").version, three.name("small", "production").candidate) == (2, None)
+
+
+def test_a_rollback_is_looked_at_again_if_the_name_was_changed_meanwhile(three, monkeypatch):
+    for version in (1, 2):
+        three.promote("small", version, "production")
+    said, sound = [], Registry.rollback
+
+    def moved(registry: Registry, *arguments, **options) -> Name:
+        if not said:
+            registry.promote("small", 3, "production")
+        return sound(registry, *arguments, **options)
+
+    monkeypatch.setattr(Registry, "rollback", moved)
+    before, after = promotion.rollback(three, "small", "production", "bad", say=said.append)
+    assert said == ["small: production was changed meanwhile: looked at again"]
+    assert (before.version, after.version) == (3, 2)
 
 
 def test_damage_is_an_error(md4, three):

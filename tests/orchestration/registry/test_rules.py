@@ -39,6 +39,8 @@ def test_the_example_of_the_documentation():
         ("name: production\nrequire: [{metric: a, within: 5}]", "two numbers such as .* or a percentage"),
         ("name: production\nrequire: [{metric: a, within: 5 per cent}]", "a percentage such as 5 %"),
         ("name: production\nrequire: [{metric: a, better_by: .nan}]", "require.1.better_by is nan"),
+        ("name: production\nrequire: {metric: a, better_by: 1}", r"require is \{'metric.*: a list is allowed"),
+        ("name: production\nrequire: [likelihood/a]", "require.1 is 'likelihood/a': a mapping is allowed"),
         ("name: production", "the rule for production requires nothing"),
         ("name: 7\nfrom: staging", "name '7'"),
         ("name: production\nfrom: latest", "'latest' is taken"),

@@ -56,8 +56,9 @@ def test_the_figures_of_a_trial_are_shown(registry, md4):
         candidate=Figures(answered=2, errors=1, seconds=3.0, entropy=7.0, entropy_squares=24.58),
         quality=Quality(texts=64, difference=-0.0123, standard_error=0.004),
     )
-    for replica in ("a", "b"):
-        trial_record.write(registry, registry.name(MODEL, NAME), replica, part)
+    for key, replica in enumerate("ab"):
+        own = part.model_copy(update={"candidate_failed": (key,)})
+        trial_record.write(registry, registry.name(MODEL, NAME), replica, own)
     said = " ".join(md4("models", "show", MODEL).split())
     assert "version 2 is tried as production with 25% of the requests" in said
     assert "version 1 16 0 0.500 4.000 ± 0.091" in said

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from orchestration.sampling import Request
-from orchestration.serving import canary
-from orchestration.serving.canary import Figures, Quality, Verdict
+from orchestration.serving import canary, trial_record
+from orchestration.serving.canary import FAILED, Figures, Quality, Verdict
 from orchestration.serving.config import CanaryConfig
+from orchestration.serving.trial_record import Part, Record
 
 CONFIG = CanaryConfig(min_requests=100)
 
@@ -127,6 +129,54 @@ def test_errors_drop_it_before_it_has_enough_requests():
     assert verdict(figures(answered=20, errors=9), figures(answered=2, errors=3)).action == "wait"
 
 
+def record(parts: dict[str, Part]) -> Record:
+    since = datetime(2026, 3, 1, tzinfo=UTC)
+    return Record(change="c", changes=2, present=1, candidate=2, share=0.1, since=since, replicas=parts)
+
+
+def test_a_request_that_fails_in_every_replica_is_one_error():
+    """Else one that only the candidate fails with would be enough, with three replicas or two new beginnings of one."""
+    one = Part().with_request(2**64 - 1, Figures(), FAILED).with_request(5, figures(answered=1), Figures())
+    total = record({"a": one, "b": one, "c": one}).total()
+    assert (total.candidate.errors, total.present.answered) == (1, 3)
+    assert verdict(total.present, total.candidate).action == "wait"
+    others = {str(key): one.with_request(key, Figures(), FAILED) for key in (7, 8)}
+    total = record(others).total()
+    assert total.candidate.errors == 3
+    assert verdict(total.present, total.candidate).action == "rollback"
+    assert not {"present_failed", "candidate_failed"} & total.model_dump().keys()  # too much for the name's history
+    again = record(others)
+    assert Record.model_validate_json(again.model_dump_json()) == again
+
+
+def test_errors_that_are_too_many_to_keep_are_counted_of_neither(monkeypatch):
+    monkeypatch.setattr(trial_record, "_ERRORS", 3)
+    part = Part()
+    for key in range(6):
+        part = part.with_request(key, *((FAILED, Figures()) if key % 2 else (Figures(), FAILED)))
+    part = part.with_request(6, Figures(), figures(answered=1))
+    assert (part.present_failed, part.candidate_failed) == ((1,), (0, 2))
+    assert (part.present.errors, part.candidate.errors, part.candidate.answered) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_chance_is_kept_with_several_replicas(share):
+    """Every request comes to each of four replicas, which look after every error; at most 5 % of 400 trials."""
+    rng, bound, dropped = np.random.default_rng(11), math.log(1 / 0.05), 0
+    for _ in range(400):
+        parts = dict.fromkeys("abcd", Part())
+        found = False
+        for key in range(12):
+            outcome = (Figures(), FAILED) if rng.random() < share else (FAILED, Figures())
+            for replica in rng.permutation(list(parts)):
+                parts[replica] = parts[replica].with_request(key, *outcome)
+                total = record(parts).total()
+                errors = total.candidate.errors, total.candidate.errors + total.present.errors
+                found = found or canary.log_evidence(*errors, share) >= bound
+        dropped += found
+    assert dropped <= stats.binom.ppf(0.999, 400, 0.05)
+
+
 # --- quality ---
 
 
@@ -147,7 +197,9 @@ def test_quality_is_a_test_of_its_level(difference, low, high):
 
 def test_quality_is_waited_for_where_it_is_asked_for():
     enough = figures(answered=100)
-    assert verdict(enough, enough, texts="held-out.txt").action == "wait"
+    assert verdict(enough, enough, texts="held-out.txt", max_seconds=61).action == "wait"
+    found = verdict(enough, enough, texts="held-out.txt", max_seconds=59)
+    assert found == Verdict("rollback", "time: the held-out texts are not scored in 60 s")
     sound = Quality(texts=64, difference=0.0, standard_error=0.01)
     assert verdict(enough, enough, sound, texts="held-out.txt").action == "confirm"
     worse = Quality(texts=64, difference=0.1, standard_error=0.01)

@@ -15,10 +15,12 @@ from orchestration.registry import Registry
 from orchestration.sampling import Request, sample
 from orchestration.serving import canary
 from orchestration.serving.config import CanaryConfig, EngineConfig, ServingConfig
+from orchestration.serving.engine import Engine
 from orchestration.serving.events import Begun, Done
 from orchestration.serving.following import Following
-from orchestration.serving.models import UnknownModel
+from orchestration.serving.models import Score, UnknownModel
 from orchestration.serving.sources import load_version
+from orchestration.serving.trial_record import Part
 from tests.orchestration.registry.conftest import Clock
 from tests.orchestration.serving.versions import MODEL, NAME, export
 from tests.s3 import BUCKET
@@ -225,6 +227,35 @@ def test_an_equal_one_passes_what_it_scores(registry, exports, tmp_path):
     run(work())
 
 
+def test_texts_that_the_present_version_failed_with_are_scored_again(registry, exports, tmp_path, monkeypatch):
+    """A failure that passes, after which the candidate would have waited for ever; not at every look."""
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("the end of the line\na cat sat on the mat\n")
+    attempt(registry, exports("2"))
+    asked, sound = [], Engine.score
+
+    async def fails_once(engine: Engine, *arguments) -> list[Score]:
+        asked.append(engine.loaded.model_version)
+        if len(asked) == 1:
+            raise RuntimeError("out of memory")
+        return await sound(engine, *arguments)
+
+    async def work() -> None:
+        monkeypatch.setattr(Engine, "score", fails_once)
+        async with serving(registry, with_canary(texts=str(held_out), quality_margin=9.0)) as held:
+            await held._scoring
+            await ask_all(held)
+            await held.refresh()
+            assert (asked, actions(registry)[-1]) == ([1], "candidate 2")
+            monkeypatch.setattr(held, "_score_at", 0.0)  # a while later
+            await held.refresh()
+            await held._scoring
+            await held.refresh()
+            assert (asked, actions(registry)[-1]) == ([1, 1, 2], "confirm 2")
+
+    run(work())
+
+
 def test_a_damaged_one_is_never_served(registry, exports):
     attempt(registry, exports("2"))
     file = Path(registry.version(MODEL, 2).folder.path("model.safetensors"))
@@ -283,19 +314,37 @@ def test_replicas_decide_together_and_one_signs(registry, exports):
 
 
 def test_what_a_dead_replica_had_written_counts(registry, exports):
-    attempt(registry, exports("2"))
-    config = with_canary(min_requests=10**6)
+    """Errors once: of a request that fails again in the replica that takes its place nothing new is learned."""
+    attempt(registry, exports("nan"))
 
     async def work() -> None:
-        async with serving(registry, config, "a") as held:
-            await ask_all(held)
+        async with serving(registry, replica="a") as held:
+            one, two, three, *_ = sorted(chosen(held))
+            present = min(set(SEEDS) - chosen(held))
+            for seed in (one, two, present):
+                await ask(held, seed)
             await held.refresh()
-            answered = held.trial.part.candidate.answered
-        async with serving(registry, config, "b") as held:  # in its place
-            assert held.describe().candidate.answered == answered
-            await ask_all(held)
+        async with serving(registry, replica="b") as held:
+            assert held.describe().candidate.errors == 2
+            for seed in (one, three, present):
+                await ask(held, seed)
             await held.refresh()
-            assert held.describe().candidate.answered == 2 * answered
+            assert held.trial.part.candidate.errors == 2
+            assert held.describe().candidate.errors == 3
+            assert held.trial.record.total().present.answered == 2  # an answer, which nobody has the key of, in each
+
+    run(work())
+
+
+def test_while_a_candidate_gets_nothing_nothing_is_counted(registry, exports):
+    """Requests of its share that the present version fails with would speak for it."""
+    attempt(registry, exports("2"))
+
+    async def work() -> None:
+        async with serving(registry) as held:
+            held.trial.open = False
+            await ask_all(held)
+            assert held.trial.part == Part()
 
     run(work())
 
@@ -461,6 +510,31 @@ def test_time_runs_out(registry, exports, clock):
     async def work() -> None:
         async with serving(registry, with_canary(max_seconds=60)) as held:
             clock.time += timedelta(seconds=61)
+            await held.refresh()
+            assert registry.name(MODEL, NAME).history[-1].why == "time: 0 of 8 requests in 61 s"
+
+    run(work())
+
+
+@pytest.mark.parametrize("change", ["share", "present"])
+def test_time_begins_anew_with_the_figures(registry, exports, clock, change):
+    """With another share of the same candidate, and with another present version beside it."""
+    for kind in ("3", "2"):
+        add(registry, exports(kind))
+    registry.promote(MODEL, 2, NAME, by="ada")
+    registry.promote(MODEL, 3, NAME, share=0.5, by="ada")
+
+    async def work() -> None:
+        async with serving(registry, with_canary(max_seconds=60)) as held:
+            clock.time += timedelta(seconds=50)
+            if change == "share":
+                registry.promote(MODEL, 3, NAME, share=0.6, by="ada")
+            else:
+                registry.rollback(MODEL, NAME, "bad", version=2, by="ada")
+            clock.time += timedelta(seconds=50)
+            await held.refresh()
+            assert held.trial is not None
+            clock.time += timedelta(seconds=11)
             await held.refresh()
             assert registry.name(MODEL, NAME).history[-1].why == "time: 0 of 8 requests in 61 s"
 
