@@ -23,7 +23,7 @@ from orchestration.search.table import Table
 
 Report = Callable[[str], None]
 SPACES = PRESETS / "spaces"
-_OF_A_DRIVER = {"memory": 2.0**20}  # Tune has to ask for something, and logical CPUs are for workers
+_OF_A_NODE = 1e-3  # of the mark that each node has in Ray: logical CPUs are for workers
 _PREFIX = "search."  # of overrides that are for the search, not for its trials
 
 
@@ -220,7 +220,7 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
     else:
         algorithm = schedulers.points(settings, packing.concurrent)
     tuner = tune.Tuner(
-        tune.with_resources(TrialProcess, PlacementGroupFactory([_OF_A_DRIVER])),
+        tune.with_resources(TrialProcess, PlacementGroupFactory([on_this_node()])),
         param_space=dict.fromkeys(settings[0]) if settings else {},
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
@@ -245,6 +245,16 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
     for one in study.trials:
         give_back(one)
     shutil.rmtree(notes, ignore_errors=True)
+
+
+def on_this_node() -> dict[str, float]:
+    """What a trial's process asks for: to be on this process's own node, whose folders it works in."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    (node,) = (one for one in ray.nodes() if one["NodeID"] == own)
+    marks = [key for key in node["Resources"] if key.startswith("node:") and not key.startswith("node:__")]
+    return dict.fromkeys(marks[:1], _OF_A_NODE)
 
 
 def _name(trial: Any) -> str:

@@ -89,6 +89,9 @@ class TrialProcess(tune.Trainable):
             record = trial.reopen()
         over = record.ended is not None
         known = trial.rounds(upto_checkpoint=not over)
+        if not over and known and known[-1].number == self._study.space.search.rounds:
+            trial.end("finished")  # it was killed after its last checkpoint, before that could be noted
+            over = True
         # A scheduler of rungs has to hear of all of them; a population is where it is.
         self._replay = known if not self._population else known[-1:] if over else []
         if not over:

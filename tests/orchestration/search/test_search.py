@@ -19,7 +19,7 @@ from orchestration import checkpoints
 from orchestration.config import load
 from orchestration.events import Events
 from orchestration.runs import Run
-from orchestration.search.run import Plan, run
+from orchestration.search.run import Plan, on_this_node, run
 from orchestration.search.study import Study
 from orchestration.search.table import Table
 
@@ -87,6 +87,17 @@ def test_two_trials_of_three_workers_by_halving_on_four_cpus(planned, capsys):
 
     with pytest.raises(UserError, match="exists already: continue it with --resume"):
         run(plan, False, said.append, quiet())
+
+
+def test_trials_processes_stay_on_the_node_of_the_search():
+    """They work in its folder, and write the study's."""
+    asked = on_this_node()
+    assert list(asked) == [f"node:{ray.util.get_node_ip_address()}"]
+    group = ray.util.placement_group([asked])
+    ray.get(group.ready(), timeout=60)
+    nodes = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    assert list(nodes.values()) == [ray.get_runtime_context().get_node_id()]
+    ray.util.remove_placement_group(group)
 
 
 @pytest.mark.slow
