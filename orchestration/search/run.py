@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from md4.errors import Failed, UserError
 from orchestration import train
 from orchestration.cluster import address, cluster, set_environment
-from orchestration.config import PRESETS, Config, load_tree, read_assignments
+from orchestration.config import NAME, PRESETS, Config, load_tree, read_assignments
 from orchestration.search import space as spaces
 from orchestration.search.budget import Budget, budget
 from orchestration.search.packing import Packing, cluster_room, local_room, pack
@@ -79,13 +80,24 @@ def find_space(given: Path | None) -> Path:
 
 
 def make_plan(
-    preset: str, space_file: Path, overrides: Sequence[str], config: Path | None, name: str | None, studies: Path
+    preset: str,
+    space_file: Path,
+    overrides: Sequence[str],
+    config: Path | None,
+    name: str | None,
+    studies: str | Path,
+    elsewhere: bool = False,
 ) -> Plan:
-    """Check everything that can be wrong before any process starts.
+    """Check the settings of a search, and that its trials fit; `check` checks what they need.
+
+    Args:
+        studies: the folder of the studies.
+        elsewhere: another machine carries it out, whose cluster is not known here.
 
     Raises:
         UserError: a wrong key or value anywhere, trials that do not fit the budget or the cluster.
     """
+    folder = _folder(name or default_name(preset, space_file), studies)
     own = [text for text in overrides if text.startswith(_PREFIX)]
     for text in overrides:
         key = text.partition("=")[0]
@@ -98,9 +110,6 @@ def make_plan(
         if any(text.partition("=")[0] == key for text in overrides):
             raise UserError(f"{key}: is searched over in {space_file}, and given as an override")
     base.pop("name", None)
-    folder = studies / (name or f"{Path(preset).stem}-{space_file.stem}")
-    if not folder.name or folder.name.startswith("."):
-        raise UserError(f"--name {name!r}: a study needs a name that a folder can have")
     points = space.points()
     configs = [trial_config(base, space, values, folder) for values in points or space.extremes()]
     for one in configs:
@@ -108,7 +117,26 @@ def make_plan(
             raise UserError(f"train.workers={one.train.workers}: a search needs one number, so that its trials fit")
         if (base.get("evaluation") or {}).get("every", 1) == 0:
             raise UserError("evaluation.every=0: trials are judged by the validation bound, which is never taken then")
-    return Plan(preset, base, space, folder, points, configs, _packing_before(space, configs[0]))
+    packing = None if elsewhere else _packing_before(space, configs[0])
+    return Plan(preset, base, space, folder, points, configs, packing)
+
+
+def default_name(preset: str, space_file: Path) -> str:
+    """Of a study that is given none."""
+    return f"{Path(preset).stem}-{space_file.stem}"
+
+
+def _folder(name: str, studies: str | Path) -> Path:
+    if not re.fullmatch(NAME.removesuffix("$"), name):
+        raise UserError(
+            f"--name {name!r}: a study's name has letters, digits and . _ - alone, and begins with a letter or digit"
+        )
+    if found := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", str(studies)):
+        raise UserError(
+            f"--studies {studies}: a study can't lie in {found[1]}: its folder has to be one of this machine, which "
+            "all machines of a cluster share"
+        )
+    return Path(studies) / name
 
 
 def _packing_before(space: Space, config: Config) -> Packing | None:
@@ -129,7 +157,7 @@ def run(plan: Plan, resume: bool, report: Report, table: Table) -> Study:
         UserError: the folder is taken, or is not of this plan; another process runs it.
         Failed: no trial came to its end.
     """
-    _check_trials(plan, resume)
+    check(plan, resume)
     make = Study.resume if resume else Study.create
     _set_environment()
     with cluster(num_cpus=int(plan.packing.room.get("CPU", os.cpu_count() or 2)) if plan.packing else 2):
@@ -149,9 +177,14 @@ def _is_over(trial: Trial) -> bool:
     return record is not None and record.ended is not None and record.ended.how != "failed"
 
 
-def _check_trials(plan: Plan, resume: bool) -> None:
-    """The trials of a new study as `md4 train` would check them."""
+def check(plan: Plan, resume: bool) -> None:
+    """The trials of a new study as `md4 train` would check them; that one to be resumed is there, and is this one.
+
+    Raises:
+        UserError: with the first mistake. Nothing is left behind.
+    """
     if resume:
+        Study(plan.folder).check(plan.preset, plan.base, plan.space)
         return
     if (plan.folder / "study.yaml").exists():
         raise UserError(f"study {plan.folder} exists already: continue it with --resume, or choose another --name")
