@@ -1,6 +1,7 @@
 """A search from its settings to its report: checked and stated first, then run by Tune, resumed from its folder."""
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from orchestration.config import NAME, PRESETS, Config, load_tree, read_assignme
 from orchestration.search import space as spaces
 from orchestration.search.budget import Budget, budget
 from orchestration.search.packing import Packing, cluster_room, local_room, pack
+from orchestration.search.ranking import rank
 from orchestration.search.report import write_report
 from orchestration.search.space import Space
 from orchestration.search.study import FOLLOWS, Study, Trial, trial_config
@@ -310,13 +312,16 @@ def _setting(trial: Trial, constant: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(study: Study, report: Report) -> Study:
-    """The report, once all trials are over; UserError if none came to its end."""
+    """The report, once all trials are over; Failed if none came to its end."""
     records = [one.record() for one in study.trials]
     failed = [one for one in records if one and one.ended and one.ended.how == "failed"]
     for one in failed:
         report(f"trial {one.number:03d} failed: {one.ended and one.ended.why}")
     if not any(one and one.ended and one.ended.how == "finished" for one in records):
         raise Failed(f"no trial of study {study.path} came to its end; --resume tries those that failed again")
+    best = rank(study)[0]
+    if best.state != "finished" or best.bits is None or not math.isfinite(best.bits):
+        raise Failed(f"no trial of study {study.path} came to its end with a finite bound: there is nothing to rank")
     for line in write_report(study):
         report(line)
     return study

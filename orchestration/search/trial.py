@@ -5,6 +5,7 @@ in order, so that the place of the workers is free for the next one (`orchestrat
 """
 
 import json
+import math
 import os
 import queue
 import threading
@@ -154,6 +155,6 @@ class _Training:
 
 
 def _told(one: Round, *, replayed: bool = False, done: bool = False) -> dict[str, Any]:
-    """What Tune hears of a round."""
-    told = {METRIC: one.bits, "standard_error": one.error, TIME: one.number, "tokens": one.tokens}
+    """What Tune hears of a round. A bound that is no number is the worst: its schedulers sort."""
+    told = {METRIC: one.bits if math.isfinite(one.bits) else math.inf, "standard_error": one.error, TIME: one.number, "tokens": one.tokens}
     return told | {"replayed": replayed, "done": done}
