@@ -250,7 +250,7 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
     constant = {"study": str(study.path), "here": os.getcwd()}
     settings = [_setting(one, constant) for one in study.trials] if search.algorithm != "optuna" else []
     if search.algorithm == "optuna":
-        begun = [record.values for one in study.trials if (record := one.record()) is not None]
+        begun = {one.number: record.values for one in study.trials if (record := one.record()) is not None}
         algorithm: Any = schedulers.Optuna(space, begun, constant)
     else:
         algorithm = schedulers.points(settings, packing.concurrent)

@@ -156,5 +156,6 @@ class _Training:
 
 def _told(one: Round, *, replayed: bool = False, done: bool = False) -> dict[str, Any]:
     """What Tune hears of a round. A bound that is no number is the worst: its schedulers sort."""
-    told = {METRIC: one.bits if math.isfinite(one.bits) else math.inf, "standard_error": one.error, TIME: one.number, "tokens": one.tokens}
+    bits = one.bits if math.isfinite(one.bits) else math.inf
+    told = {METRIC: bits, "standard_error": one.error, TIME: one.number, "tokens": one.tokens}
     return told | {"replayed": replayed, "done": done}

@@ -146,7 +146,7 @@ def test_a_study_is_resumed_only_as_what_it_is(planned):
         ("a\n", "studies", r"--name 'a\\n': "),
         (".", "studies", r"--name '\.': "),
         ("..", "studies", r"--name '\.\.': "),
-        (None, "s3://bucket/studies", r"--studies s3://bucket/studies: a study can't lie in s3: .* one of this machine"),
+        (None, "s3://bucket/studies", r"--studies s3://bucket/studies: a study can't lie in s3: .* of this machine"),
         (None, Path("gs://bucket"), r"--studies gs:/bucket: a study can't lie in gs: "),
     ],
 )

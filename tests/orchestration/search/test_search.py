@@ -22,6 +22,7 @@ from orchestration.runs import Run
 from orchestration.search.run import Plan, on_this_node, run
 from orchestration.search.study import Study
 from orchestration.search.table import Table
+from orchestration.search.trial import METRIC
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 POPULATION = (
@@ -161,16 +162,20 @@ def test_optuna_proposes_and_remembers_what_was_measured(planned):
     before = [one.record() for one in study.trials]
     assert all(one.ended.how in ("finished", "stopped") for one in before)
     assert len({one.values["optimizer.learning_rate"] for one in before}) == 4
-    report = (study.path / "report.json").read_bytes()
-    # As if it had been killed before the last trial began.
-    (study.path / "trials" / "003.json").unlink()
-    shutil.rmtree(study.path / "trials" / "003")
-    again = run(plan, True, print, quiet())
+    # As if it had been killed before the second trial had a record, and after others had: each keeps what is its own.
+    (study.path / "trials" / "001.json").unlink()
+    shutil.rmtree(study.path / "trials" / "001")
+    told: list[tuple[int, float]] = []
+    table = quiet()
+    measured = table.measured
+    table.measured = lambda number, result: (told.append((number, result[METRIC])), measured(number, result))
+    again = run(plan, True, print, table)
     after = [one.record() for one in again.trials]
-    assert after[:3] == before[:3]
-    assert after[3].ended.how in ("finished", "stopped")
-    assert [len(Run(study.path / "trials" / f"{n:03d}").metrics("start")) for n in range(3)] == [1, 1, 1]
-    assert (study.path / "report.json").read_bytes() != report or after[3].values == before[3].values
+    assert [after[n] for n in (0, 2, 3)] == [before[n] for n in (0, 2, 3)]
+    assert after[1].ended.how in ("finished", "stopped")
+    assert [len(Run(study.path / "trials" / f"{n:03d}").metrics("start")) for n in range(4)] == [1, 1, 1, 1]
+    for number in (0, 2, 3):  # what Optuna heard of them again
+        assert [bits for one, bits in told if one == number] == [one.bits for one in again.trials[number].rounds()]
 
 
 def command(plan: Plan, overrides: list[str], folder: Path) -> list[str]:
