@@ -20,14 +20,13 @@ from orchestration.search.budget import Budget, budget
 from orchestration.search.packing import Packing, cluster_room, local_room, pack
 from orchestration.search.ranking import rank
 from orchestration.search.report import write_report
-from orchestration.search.space import Space
+from orchestration.search.space import PREFIX, Space
 from orchestration.search.study import FOLLOWS, Study, Trial, trial_config
 from orchestration.search.table import Table
 
 Report = Callable[[str], None]
 SPACES = PRESETS / "spaces"
 _OF_A_NODE = 1e-3  # of the mark that each node has in Ray: logical CPUs are for workers
-_PREFIX = "search."  # of overrides that are for the search, not for its trials
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,12 @@ def make_plan(
         UserError: a wrong key or value anywhere, trials that do not fit the budget or the cluster.
     """
     folder = _folder(name or default_name(preset, space_file), studies)
-    own = [text for text in overrides if text.startswith(_PREFIX)]
+    own = [text for text in overrides if text.startswith(PREFIX)]
     for text in overrides:
         key = text.partition("=")[0]
         if key in FOLLOWS:
             raise UserError(f"{key}: of a trial it follows from {FOLLOWS[key]}")
-    changes = read_assignments([text.removeprefix(_PREFIX) for text in own])
+    changes = read_assignments([text.removeprefix(PREFIX) for text in own])
     space = spaces.read(space_file, changes)
     base = load_tree(preset, [text for text in overrides if text not in own], config)
     for key in space.space:

@@ -35,6 +35,7 @@ _PART = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf
 _SEARCHED = re.compile(
     r"(model|optimizer)(\..+)?|seed|data\.(length|order)|train\.(batch_size|slices|micro_batch|precision|zero_stage)"
 )
+PREFIX = "search."  # of overrides that are for the search, not for its trials
 MOST_POINTS = 10_000  # of a grid, and of a range with a step
 _MOST_WHOLE = 2**62  # so that their count is one of Python's sizes
 _DRAWS = 100  # of a trial, for values that none before it has
