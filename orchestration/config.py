@@ -26,6 +26,7 @@ from pipelines.storage import Folder, local
 from pipelines.vocabularies import vocabulary
 
 PRESETS = Path(md4.__file__).parent / "presets"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a run, and of what runs are named after
 
 
 class _Part(BaseModel):
@@ -186,7 +187,7 @@ class CardConfig(_Part):
 class Config(_Part):
     """The whole tree of a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's name, and folder below `runs`")
+    name: str = Field(pattern=NAME, description="the run's name, and folder below `runs`")
     runs: str = Field("runs", description="folder of the run folders, or s3://bucket/prefix")
     seed: int = Field(42, ge=0, lt=2**63)
     data: DataConfig

@@ -31,7 +31,7 @@ def pinned(config: Config, resume: bool, report: Callable[[str], None]) -> Confi
     given = config.train.start_from
     if resume:
         began = Run(config.place).config.train.start_from
-        if given is not None and not (began or "").startswith(str(Folder(given).absolute().url)):
+        if given is not None and not f"{began or ''}/".startswith(f"{Folder(given).absolute().url.rstrip('/')}/"):
             raise UserError(f"train.start_from={given}: run {config.place} began from {began or 'nothing'}")
         return _with_origin(config, began)
     if given is None:

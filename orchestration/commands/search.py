@@ -20,20 +20,21 @@ def search(
     ] = None,
     config: File = None,
     name: Annotated[str | None, typer.Option(help="of the study; else preset and space")] = None,
-    studies: Annotated[Path, typer.Option(help="folder of the studies")] = Path("studies"),
+    studies: Annotated[str, typer.Option(help="folder of the studies, not in S3")] = "studies",
     resume: Annotated[bool, typer.Option("--resume", help="go on with a study that was interrupted")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check everything, print the plan with its numbers, start nothing")
     ] = False,
 ) -> None:
     """Search with Ray Tune: trials are ordinary runs with the same budget of tokens; a ranked report and the winner."""
-    from orchestration.search.run import find_space, joined_packing, make_plan, run
+    from orchestration.search.run import check, find_space, joined_packing, make_plan, run
     from orchestration.search.table import Table
 
     plan = make_plan(preset, find_space(space), overrides or (), config, name, studies)
     for line in plan.lines():
         say(line)
     if dry_run:
+        check(plan, resume)
         if plan.packing is None:
             say(f"packing: {joined_packing(plan).describe()}")
         say("nothing was started (--dry-run)")

@@ -95,6 +95,16 @@ class Paths:
             )
         return Folder(self._place).path(os.path.normpath(path))
 
+    def shared(self, shown: str, path: str) -> str:
+        """Of a folder of results that can't lie in S3."""
+        below = self._place if not os.path.isabs(path) and not Folder(path).remote else path
+        if below is not None and not Folder(below).remote:
+            return self.result(shown, path)
+        raise UserError(
+            f"{shown} must be a folder that all machines of the cluster share, and can't lie in S3 or in the job's own "
+            f"folder: give its absolute path, or one with --place (or {PLACE})"
+        )
+
     def source(self, shown: str, path: str) -> str:
         """Of what is read."""
         if "://" in path or self._files.has(path):
@@ -142,7 +152,11 @@ class Paths:
         tree["runs"] = self.result(f"runs={tree['runs']}", tree["runs"])
         if directory := tree["checkpoint"]["directory"]:
             tree["checkpoint"]["directory"] = self.result(f"checkpoint.directory={directory}", directory)
-        for key, one in _sets(tree["data"]):
+        self.settle_data(tree["data"])
+
+    def settle_data(self, data: dict[str, Any]) -> None:
+        """The same of their part `data` alone."""
+        for key, one in _sets(data):
             if one.get("directory"):
                 one["directory"] = self.result(f"{key}.directory={one['directory']}", one["directory"])
             if one.get("path"):

@@ -4,6 +4,7 @@ along, and every path one of the cluster's (`orchestration.jobs.paths`)."""
 import os
 import shlex
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ CONFIG = "config.yaml"  # the resolved settings, in the job's folder
 # Arguments that name where results are.
 _RESULTS = ("run", "runs", "folder", "output", "out", "directory", "results", "registry")
 _LOCAL_ONLY = ("dry_run",)
+_YAML = (".yaml", ".yml")
 
 
 def resolve(
@@ -59,7 +61,10 @@ def resolve(
     paths = Paths(place or os.environ.get(PLACE) or None, files, say)
     command = _Command(verb, arguments)
     where = None
-    if command.has_settings:
+    if verb == "search":
+        tree, named = command.search(paths)
+        files.add(command.preset_file, yaml.safe_dump(tree, sort_keys=False))
+    elif command.has_settings:
         tree = command.settings()
         named = tree["name"]
         paths.settle(tree)
@@ -68,6 +73,8 @@ def resolve(
     else:
         named = Path(command.given.get("run") or verb).name.replace("@", "-")
     resolved = command.rebuilt(paths)
+    if verb == "search":
+        where = str(Path(command.settled["studies"]) / named)
     if where is None:
         where = next((one for key in _RESULTS if (one := command.settled.get(key))), None)
     return make(
@@ -102,7 +109,10 @@ class _Command:
             self.given.setdefault("results", str(results.place(None)))  # the job has another environment and folder
         if reference(self.given.get("run") or "") and "registry" in {one.name for one in self._command.params}:
             self.given.setdefault("registry", Registry().folder.url)
+        if verb == "search":
+            self.given.setdefault("studies", "studies")
         self.settled: dict[str, str] = {}
+        self.kept: list[str] = []  # overrides that stay arguments
         for option in _LOCAL_ONLY:
             if self.given.get(option):
                 raise UserError(f"--{option.replace('_', '-')} stands before the verb: md4 submit --dry-run {verb} ...")
@@ -119,13 +129,41 @@ class _Command:
         config = load(self.given["preset"], self.given.get("overrides") or (), self.given.get("config"))
         return config.model_dump(mode="json")
 
+    @property
+    def preset_file(self) -> str:
+        """The file with the settings, in the job's folder. A study is named after its preset, and tells of it."""
+        return f"{Path(self.given['preset']).stem}.yaml" if self.verb == "search" else CONFIG
+
+    def search(self, paths: Paths) -> tuple[dict[str, Any], str]:
+        """The settings of all trials as they were given, with the cluster's paths, and the name of the study.
+
+        What follows from the settings may differ between trials, so it is not in them.
+        """
+        from orchestration.search.run import default_name, find_space, make_plan
+        from orchestration.search.space import PREFIX
+
+        given, overrides = self.given, self.given.get("overrides") or ()
+        space = find_space(Path(given["space"]) if given.get("space") else None)
+        given.setdefault("name", default_name(given["preset"], space))
+        studies = paths.shared(f"studies={given['studies']}", given["studies"])
+        file = given.get("config")
+        plan = make_plan(given["preset"], space, overrides, file and Path(file), given["name"], studies, elsewhere=True)
+        self.kept = [one for one in overrides if one.startswith(PREFIX)]
+        tree: dict[str, Any] = deepcopy(plan.base)
+        before = plan.configs[0].data.model_dump(mode="json")
+        after = deepcopy(before)
+        paths.settle_data(after)
+        _lay_changes(tree.setdefault("data", {}), before, after)
+        return tree, given["name"]
+
     def rebuilt(self, paths: Paths) -> tuple[str, ...]:
         """The arguments again, with the cluster's paths."""
         positional, options = [], []
         for parameter in self._command.params:
             if parameter.name not in self.given or parameter.name in ("overrides", "config"):
+                positional += self.kept if parameter.name == "overrides" else ()
                 continue
-            value = CONFIG if parameter.name == "preset" else self.given[parameter.name]
+            value = self.preset_file if parameter.name == "preset" else self.given[parameter.name]
             if value is None:  # an argument that may be left out, and was
                 continue
             values = list(value) if isinstance(value, list | tuple) else [value]
@@ -149,7 +187,24 @@ class _Command:
             return value  # what it means is known when the job runs
         if name == "suite":
             return paths.suite(value)
+        if self.verb == "search" and (name == "name" or (name == "space" and Path(value).suffix not in _YAML)):
+            return value
+        if name == "studies":
+            self.settled[name] = paths.shared(shown, value)
+            return self.settled[name]
         if name in _RESULTS:
             self.settled[name] = paths.result(shown, value)
             return self.settled[name]
         return paths.option(shown, value)
+
+
+def _lay_changes(tree: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Lay what differs between two resolved trees onto the one that they were resolved from, in place."""
+    for key, value in after.items():
+        if value == before[key]:
+            continue
+        if isinstance(value, list) and isinstance(tree.get(key), list):
+            for own, *pair in zip(tree[key], before[key], value, strict=True):
+                _lay_changes(own, *pair)
+        else:
+            tree[key] = value

@@ -1,8 +1,8 @@
 """On the cluster: `python -m orchestration.jobs.run job.json` carries out the job in the folder of that file.
 
 It compares the packages that are there with what the code requires, resolves the references to secrets, and runs the
-command as a child process with the job's retries and time limit. Training whose run exists is resumed. It ends with the
-command's exit code (`orchestration.jobs.attempts`).
+command as a child process with the job's retries and time limit. Training whose run exists is resumed, and so is a
+search whose study does. It ends with the command's exit code (`orchestration.jobs.attempts`).
 """
 
 import importlib.metadata
@@ -36,12 +36,13 @@ def main(path: str) -> int:
         environment = os.environ | secrets.resolve(job.secrets)
         os.environ.update(environment)  # the run's folder is looked at from here, too
         run = _run_folder(job) if job.verb == "train" else None
+        begun = _begun(job, run and run[0])
     except UserError as error:
         print(f"md4: {error}", file=sys.stderr)
         return error.exit_code
     say(f"{job.command} (md4 {importlib.metadata.version('md4')})")
     progress = partial(_newest_step, run) if run else lambda: None
-    return Attempts(job, partial(_command, job, run and run[0]), environment, say, progress).run()
+    return Attempts(job, partial(_command, job, begun), environment, say, progress).run()
 
 
 def _read(file: Path) -> Job:
@@ -53,13 +54,23 @@ def _read(file: Path) -> Job:
         raise UserError(f"{file} is no job: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
 
 
-def _command(job: Job, run: Folder | None) -> list[str]:
+def _command(job: Job, begun: tuple[Folder, str] | None) -> list[str]:
     """The command of the next attempt."""
     command = [sys.executable, "-m", "orchestration", job.verb, *job.arguments]
-    if run is not None and _RESUME not in job.arguments and run.exists("config.yaml"):
-        say(f"run {run} exists: it is resumed")
+    if begun is not None and _RESUME not in job.arguments and begun[0].exists(begun[1]):
+        say(f"{'study' if job.verb == 'search' else 'run'} {begun[0]} exists: it is resumed")
         command.insert(4, _RESUME)
     return command
+
+
+def _begun(job: Job, run: Folder | None) -> tuple[Folder, str] | None:
+    """What is to be resumed once it exists: its folder, and the file that is there then."""
+    if job.verb == "search":
+        given = dict(zip(job.arguments, job.arguments[1:], strict=False))  # resolved ones have both
+        if not {"--studies", "--name"} <= given.keys():
+            return None
+        return Folder(given["--studies"]) / given["--name"], "study.yaml"
+    return None if run is None else (run, "config.yaml")
 
 
 def _run_folder(job: Job) -> tuple[Folder, Folder]:

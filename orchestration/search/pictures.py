@@ -18,13 +18,14 @@ def draw_curves(study: Study, ranked: list[Ranked], unit: str, path: Path) -> Pa
 
     figure, axes = plt.subplots(figsize=(9, 5.2), dpi=120, layout="constrained")
     for one in reversed(ranked):
-        if not one.rounds:
+        rounds = [r for r in one.rounds if math.isfinite(r.bits)]
+        if not rounds:
             continue
         named = one.place <= _NAMED
         axes.errorbar(
-            [r.tokens for r in one.rounds],
-            [r.bits for r in one.rounds],
-            yerr=[2 * r.error for r in one.rounds],
+            [r.tokens for r in rounds],
+            [r.bits for r in rounds],
+            yerr=[2 * r.error if math.isfinite(r.error) else 0.0 for r in rounds],
             fmt="o-" if one.state == "finished" else "x:",
             color=f"C{one.place - 1}" if named else "0.8",
             lw=2 if one.place == 1 else 1.2,

@@ -45,7 +45,7 @@ def difference(one: float, one_error: float, other: float, other_error: float) -
 
 def rank(study: Study) -> list[Ranked]:
     """Those that finished by their bound; then those that were stopped, by how far they came, then by their bound; then
-    those that failed."""
+    those that failed, or whose bound is no finite number."""
     found: list[tuple[Record, list[Round]]] = []
     for trial in study.trials:
         if (record := trial.record()) is not None:
@@ -56,7 +56,10 @@ def rank(study: Study) -> list[Ranked]:
         how = record.ended.how if record.ended else "failed"
         order = ("finished", "stopped", "failed").index(how)
         last = rounds[-1] if rounds else None
-        return order, -(last.number if last else 0), last.bits if last else math.inf, record.number
+        finite = last is not None and math.isfinite(last.bits)
+        if not finite:
+            order = 2
+        return order, -(last.number if last else 0), last.bits if last and finite else math.inf, record.number
 
     found.sort(key=key)
     best = found[0][1][-1] if found and found[0][1] else None
@@ -66,6 +69,8 @@ def rank(study: Study) -> list[Ranked]:
         behind = behind_error = None
         if last is not None and best is not None and last.number == best.number and place > 1:
             behind, behind_error = difference(last.bits, last.error, best.bits, best.error)
+        if behind is not None and not math.isfinite(behind):
+            behind = behind_error = None
         figures = (last.tokens, last.bits, last.error) if last else (0, None, None)
         ranked.append(Ranked(place, record, rounds, *figures, behind, behind_error))
     return ranked

@@ -1,6 +1,7 @@
 """What a study found: a report in words, as JSON and in pictures, and the winner as a preset file."""
 
 import json
+import math
 from typing import Any
 
 import yaml
@@ -36,7 +37,7 @@ def write_report(study: Study) -> list[str]:
     draw_curves(study, ranked, unit, study.path / CURVES)
     draw_parallel(study, ranked, unit, study.path / PARALLEL)
     write_atomically(study.path / WINNER, winner(study, ranked).encode())
-    facts = json.dumps(_facts(study, ranked), indent=1, allow_nan=False) + "\n"
+    facts = json.dumps(_plain(_facts(study, ranked)), indent=1, allow_nan=False) + "\n"
     write_atomically(study.path / "report.json", facts.encode())
     write_atomically(study.path / "report.md", _markdown(study, ranked).encode())
     best = ranked[0]
@@ -62,7 +63,7 @@ def winner(study: Study, ranked: list[Ranked]) -> str:
     for part, names in {
         "train": ("spare",),
         "checkpoint": ("every", "seconds", "directory", "keep", "keep_every", "keep_best"),
-        "evaluation": ("suite",),
+        "evaluation": ("every", "suite"),
         "tracking": ("prometheus_port",),
     }.items():
         given = base.get(part) or {}
@@ -129,6 +130,15 @@ def _facts(study: Study, ranked: list[Ranked]) -> dict[str, Any]:
             for one in ranked
         ],
     }
+
+
+def _plain(tree: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _markdown(study: Study, ranked: list[Ranked]) -> str:

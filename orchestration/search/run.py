@@ -1,7 +1,9 @@
 """A search from its settings to its report: checked and stated first, then run by Tune, resumed from its folder."""
 
 import logging
+import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +14,19 @@ from typing import Any
 from md4.errors import Failed, UserError
 from orchestration import train
 from orchestration.cluster import address, cluster, set_environment
-from orchestration.config import PRESETS, Config, load_tree, read_assignments
+from orchestration.config import NAME, PRESETS, Config, load_tree, read_assignments
 from orchestration.search import space as spaces
 from orchestration.search.budget import Budget, budget
 from orchestration.search.packing import Packing, cluster_room, local_room, pack
+from orchestration.search.ranking import rank
 from orchestration.search.report import write_report
-from orchestration.search.space import Space
+from orchestration.search.space import PREFIX, Space
 from orchestration.search.study import FOLLOWS, Study, Trial, trial_config
 from orchestration.search.table import Table
 
 Report = Callable[[str], None]
 SPACES = PRESETS / "spaces"
-_OF_A_DRIVER = {"memory": 2.0**20}  # Tune has to ask for something, and logical CPUs are for workers
-_PREFIX = "search."  # of overrides that are for the search, not for its trials
+_OF_A_NODE = 1e-3  # of the mark that each node has in Ray: logical CPUs are for workers
 
 
 @dataclass(frozen=True)
@@ -79,28 +81,36 @@ def find_space(given: Path | None) -> Path:
 
 
 def make_plan(
-    preset: str, space_file: Path, overrides: Sequence[str], config: Path | None, name: str | None, studies: Path
+    preset: str,
+    space_file: Path,
+    overrides: Sequence[str],
+    config: Path | None,
+    name: str | None,
+    studies: str | Path,
+    elsewhere: bool = False,
 ) -> Plan:
-    """Check everything that can be wrong before any process starts.
+    """Check the settings of a search, and that its trials fit; `check` checks what they need.
+
+    Args:
+        studies: the folder of the studies.
+        elsewhere: another machine carries it out, whose cluster is not known here.
 
     Raises:
         UserError: a wrong key or value anywhere, trials that do not fit the budget or the cluster.
     """
-    own = [text for text in overrides if text.startswith(_PREFIX)]
+    folder = _folder(name or default_name(preset, space_file), studies)
+    own = [text for text in overrides if text.startswith(PREFIX)]
     for text in overrides:
         key = text.partition("=")[0]
         if key in FOLLOWS:
             raise UserError(f"{key}: of a trial it follows from {FOLLOWS[key]}")
-    changes = read_assignments([text.removeprefix(_PREFIX) for text in own])
+    changes = read_assignments([text.removeprefix(PREFIX) for text in own])
     space = spaces.read(space_file, changes)
     base = load_tree(preset, [text for text in overrides if text not in own], config)
     for key in space.space:
         if any(text.partition("=")[0] == key for text in overrides):
             raise UserError(f"{key}: is searched over in {space_file}, and given as an override")
     base.pop("name", None)
-    folder = studies / (name or f"{Path(preset).stem}-{space_file.stem}")
-    if not folder.name or folder.name.startswith("."):
-        raise UserError(f"--name {name!r}: a study needs a name that a folder can have")
     points = space.points()
     configs = [trial_config(base, space, values, folder) for values in points or space.extremes()]
     for one in configs:
@@ -108,7 +118,26 @@ def make_plan(
             raise UserError(f"train.workers={one.train.workers}: a search needs one number, so that its trials fit")
         if (base.get("evaluation") or {}).get("every", 1) == 0:
             raise UserError("evaluation.every=0: trials are judged by the validation bound, which is never taken then")
-    return Plan(preset, base, space, folder, points, configs, _packing_before(space, configs[0]))
+    packing = None if elsewhere else _packing_before(space, configs[0])
+    return Plan(preset, base, space, folder, points, configs, packing)
+
+
+def default_name(preset: str, space_file: Path) -> str:
+    """Of a study that is given none."""
+    return f"{Path(preset).stem}-{space_file.stem}"
+
+
+def _folder(name: str, studies: str | Path) -> Path:
+    if not re.fullmatch(NAME.removesuffix("$"), name):
+        raise UserError(
+            f"--name {name!r}: a study's name has letters, digits and . _ - alone, and begins with a letter or digit"
+        )
+    if found := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", str(studies)):
+        raise UserError(
+            f"--studies {studies}: a study can't lie in {found[1]}: its folder has to be one of this machine, which "
+            "all machines of a cluster share"
+        )
+    return Path(studies) / name
 
 
 def _packing_before(space: Space, config: Config) -> Packing | None:
@@ -129,7 +158,7 @@ def run(plan: Plan, resume: bool, report: Report, table: Table) -> Study:
         UserError: the folder is taken, or is not of this plan; another process runs it.
         Failed: no trial came to its end.
     """
-    _check_trials(plan, resume)
+    check(plan, resume)
     make = Study.resume if resume else Study.create
     _set_environment()
     with cluster(num_cpus=int(plan.packing.room.get("CPU", os.cpu_count() or 2)) if plan.packing else 2):
@@ -149,9 +178,14 @@ def _is_over(trial: Trial) -> bool:
     return record is not None and record.ended is not None and record.ended.how != "failed"
 
 
-def _check_trials(plan: Plan, resume: bool) -> None:
-    """The trials of a new study as `md4 train` would check them."""
+def check(plan: Plan, resume: bool) -> None:
+    """The trials of a new study as `md4 train` would check them; that one to be resumed is there, and is this one.
+
+    Raises:
+        UserError: with the first mistake. Nothing is left behind.
+    """
     if resume:
+        Study(plan.folder).check(plan.preset, plan.base, plan.space)
         return
     if (plan.folder / "study.yaml").exists():
         raise UserError(f"study {plan.folder} exists already: continue it with --resume, or choose another --name")
@@ -215,12 +249,12 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
     constant = {"study": str(study.path), "here": os.getcwd()}
     settings = [_setting(one, constant) for one in study.trials] if search.algorithm != "optuna" else []
     if search.algorithm == "optuna":
-        begun = [record.values for one in study.trials if (record := one.record()) is not None]
+        begun = {one.number: record.values for one in study.trials if (record := one.record()) is not None}
         algorithm: Any = schedulers.Optuna(space, begun, constant)
     else:
         algorithm = schedulers.points(settings, packing.concurrent)
     tuner = tune.Tuner(
-        tune.with_resources(TrialProcess, PlacementGroupFactory([_OF_A_DRIVER])),
+        tune.with_resources(TrialProcess, PlacementGroupFactory([on_this_node()])),
         param_space=dict.fromkeys(settings[0]) if settings else {},
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
@@ -247,6 +281,16 @@ def _tune(study: Study, packing: Packing, table: Table) -> None:
     shutil.rmtree(notes, ignore_errors=True)
 
 
+def on_this_node() -> dict[str, float]:
+    """What a trial's process asks for: to be on this process's own node, whose folders it works in."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    (node,) = (one for one in ray.nodes() if one["NodeID"] == own)
+    marks = [key for key in node["Resources"] if key.startswith("node:") and not key.startswith("node:__")]
+    return dict.fromkeys(marks[:1], _OF_A_NODE)
+
+
 def _name(trial: Any) -> str:
     """What Tune calls a trial: its number, which it keeps whatever it copies."""
     return f"{trial.config['number']:03d}"
@@ -267,13 +311,16 @@ def _setting(trial: Trial, constant: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(study: Study, report: Report) -> Study:
-    """The report, once all trials are over; UserError if none came to its end."""
+    """The report, once all trials are over; Failed if none came to its end."""
     records = [one.record() for one in study.trials]
     failed = [one for one in records if one and one.ended and one.ended.how == "failed"]
     for one in failed:
         report(f"trial {one.number:03d} failed: {one.ended and one.ended.why}")
     if not any(one and one.ended and one.ended.how == "finished" for one in records):
         raise Failed(f"no trial of study {study.path} came to its end; --resume tries those that failed again")
+    best = rank(study)[0]
+    if best.state != "finished" or best.bits is None or not math.isfinite(best.bits):
+        raise Failed(f"no trial of study {study.path} came to its end with a finite bound: there is nothing to rank")
     for line in write_report(study):
         report(line)
     return study

@@ -12,8 +12,9 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.searcher import Searcher
 
-from orchestration.search.space import Range, Space
+from orchestration.search.space import MOST_POINTS, Range, Space
 from orchestration.search.trial import METRIC, TIME
 
 
@@ -58,7 +59,8 @@ class Population(PopulationBasedTraining):
 
 def _mutations(one: Range) -> Any:
     """A list: its neighbours are near. A function: a factor is near."""
-    return list(one.values) if one.values is not None else (lambda: one.at(random.random()))
+    few = one.values is not None and len(one.values) <= MOST_POINTS
+    return list(one.values or ()) if few else (lambda: one.at(random.random()))
 
 
 def _within(space: Space, setting: dict[str, Any]) -> dict[str, Any]:
@@ -66,9 +68,12 @@ def _within(space: Space, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 class Optuna(OptunaSearch):
-    """Optuna's suggestions, numbered. Trials that have begun are suggested again, with the values that they have."""
+    """Optuna's suggestions, numbered. Trials that have begun are suggested again first, with the values that they have.
 
-    def __init__(self, space: Space, begun: Sequence[Mapping[str, Any]], constant: Mapping[str, Any]):
+    begun: values by number.
+    """
+
+    def __init__(self, space: Space, begun: Mapping[int, Mapping[str, Any]], constant: Mapping[str, Any]):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -77,16 +82,18 @@ class Optuna(OptunaSearch):
             metric=METRIC,
             mode="min",
             seed=space.search.seed % 2**32,
-            points_to_evaluate=[dict(values) for values in begun],
+            points_to_evaluate=[dict(begun[number]) for number in sorted(begun)],
         )
-        self._count, self._constant = 0, dict(constant)
+        self._numbers = [*sorted(begun), *(number for number in range(space.trials) if number not in begun)]
+        self._constant = dict(constant)
 
-    def suggest(self, trial_id: str) -> dict | None:
+    def suggest(self, trial_id: str) -> dict | str | None:
+        if not self._numbers:
+            return Searcher.FINISHED
         values = super().suggest(trial_id)
         if values is None:
             return None
-        self._count += 1
-        return {**values, **self._constant, "number": self._count - 1}
+        return {**values, **self._constant, "number": self._numbers.pop(0)}
 
 
 def _distribution(one: Range) -> Any:

@@ -9,14 +9,17 @@ search:
   scheduler: asha
   budget: 2000000                                      # tokens of each trial
 
-A value is a pure function of (search.seed, number of the trial, key).
+A value is a pure function of (search.seed, number of the trial, key); where a trial before it has the same values, all
+of them are drawn again.
 """
 
 import difflib
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from itertools import islice, product
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +30,15 @@ from md4.errors import UserError
 from orchestration.config import keys, read_yaml
 from orchestration.forks import CHANGEABLE
 
-_PART = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+_PART = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 # Settings that make another model or another training of it, measured alike.
 _SEARCHED = re.compile(
     r"(model|optimizer)(\..+)?|seed|data\.(length|order)|train\.(batch_size|slices|micro_batch|precision|zero_stage)"
 )
-MOST_POINTS = 10_000  # of a grid
+PREFIX = "search."  # of overrides that are for the search, not for its trials
+MOST_POINTS = 10_000  # of a grid, and of a range with a step
+_MOST_WHOLE = 2**62  # so that their count is one of Python's sizes
+_DRAWS = 100  # of a trial, for values that none before it has
 
 
 class Range(BaseModel):
@@ -63,6 +69,8 @@ class Range(BaseModel):
         if self.choice is not None:
             if not self.choice:
                 raise ValueError("choice is empty: there is nothing to choose from")
+            if any(isinstance(one, float) and not math.isfinite(one) for one in self.choice):
+                raise ValueError(f"choice has a number that is not finite: {list(self.choice)}")
             if any(one in self.choice[:place] for place, one in enumerate(self.choice)):
                 raise ValueError(f"choice has a value twice: {list(self.choice)}")
         low, high = self.ends
@@ -77,6 +85,13 @@ class Range(BaseModel):
                 raise ValueError(f"step is for uniform and int, not for {kinds[0]}")
             if self.integer is not None and self.step != int(self.step):
                 raise ValueError(f"step={self.step:g} of int must be a whole number")
+            if self.uniform is not None and (high - low) / self.step >= MOST_POINTS:
+                raise ValueError(
+                    f"step={self.step:g} makes more than {MOST_POINTS:,} values of uniform=[{low}, {high}]: take a "
+                    "larger one, or none"
+                )
+        if self.integer is not None and max(map(abs, self.integer)) >= _MOST_WHOLE:
+            raise ValueError(f"int=[{low}, {high}]: both must be between -2^62 and 2^62")
         return self
 
     @property
@@ -85,12 +100,12 @@ class Range(BaseModel):
         return self.uniform or self.loguniform or self.integer or (0, 0)
 
     @property
-    def values(self) -> tuple[Any, ...] | None:
+    def values(self) -> Sequence[Any] | None:
         """All of them in order, or None if there is a continuum."""
         if self.choice is not None:
             return self.choice
         if self.integer is not None:
-            return tuple(range(self.integer[0], self.integer[1] + 1, int(self.step or 1)))
+            return range(self.integer[0], self.integer[1] + 1, int(self.step or 1))
         if self.uniform is not None and self.step is not None:
             low, high = self.uniform
             count = int((high - low) / self.step + 1e-9) + 1
@@ -100,7 +115,7 @@ class Range(BaseModel):
     def at(self, u: float) -> Any:
         """The value at a share u in [0, 1) of the range."""
         if (values := self.values) is not None:
-            return values[int(u * len(values))]
+            return values[min(int(u * len(values)), len(values) - 1)]
         low, high = self.ends
         value = low * (high / low) ** u if self.loguniform else low + (high - low) * u
         return float(f"{value:.6g}")
@@ -109,7 +124,10 @@ class Range(BaseModel):
         """The nearest value in the range; of a choice the value itself."""
         if self.choice is not None:
             return value
-        if (values := self.values) is not None:
+        if isinstance(values := self.values, range):
+            nearest = math.ceil((value - values.start) / values.step - 0.5)
+            return values[min(max(nearest, 0), len(values) - 1)]
+        if values is not None:
             return min(values, key=lambda one: abs(one - value))
         low, high = self.ends
         return float(f"{min(max(value, low), high):.6g}")
@@ -206,8 +224,15 @@ class Space(BaseModel):
         problems += [
             f"space.{key}: needs a choice, so that each prepared set is known before the start"
             for key, one in self.space.items()
-            if key.startswith("data.") and one.values is None
+            if key.startswith("data.") and (one.values is None or (one.choice is None and self._suggested))
         ]
+        if self.search.algorithm == "random" and (count := self._different) < (asked := self.search.trials or 0):
+            problems.append(
+                f"search.trials={asked}: the space has {count} different points, and the same trial twice tells "
+                f"nothing: take {count} or fewer, search.algorithm=grid, or `seed` as a key of the space, too"
+            )
+        if self.search.scheduler == "pbt" and self._different < 2:
+            problems.append("space: has one point alone, and a population has at least 2 trials")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -216,32 +241,74 @@ class Space(BaseModel):
     def trials(self) -> int:
         """How many there are."""
         if self.search.algorithm == "grid":
-            return math.prod(len(one.values or ()) for one in self.space.values())
-        return self.search.trials or 8
+            return int(self._different)
+        return self.search.trials or (8 if self._suggested else int(min(8, self._different)))
+
+    @property
+    def _suggested(self) -> bool:
+        return self.search.algorithm == "optuna"
+
+    @property
+    def _different(self) -> float:
+        """How many points there are; inf of a continuum."""
+        counts = [len(one.values) for one in self.space.values() if one.values is not None]
+        return math.prod(counts) if len(counts) == len(self.space) else math.inf
+
+    def _table(self) -> Iterator[dict[str, Any]]:
+        """All points, if there is no continuum."""
+        for values in product(*(one.values or () for one in self.space.values())):
+            yield dict(zip(self.space, values, strict=True))
 
     def point(self, number: int) -> dict[str, Any]:
         """The values of a trial of a random search, or of a grid, by key."""
         if self.search.algorithm == "grid":
-            table = product(*(one.values or () for one in self.space.values()))
-            return dict(zip(self.space, next(islice(table, number, None)), strict=True))
-        return {key: one.at(self._share(number, key)) for key, one in self.space.items()}
+            return next(islice(self._table(), number, None))
+        return self._drawn[number]
+
+    @cached_property
+    def _drawn(self) -> list[dict[str, Any]]:
+        """Different points of a random search; UserError if rounding leaves too few of a continuum."""
+        found: dict[str, dict[str, Any]] = {}
+        for number in range(self.trials):
+            drawn = (self._draw(number, again) for again in range(_DRAWS))
+            rest = () if self._different == math.inf else self._table()  # when nearly all of them are taken
+            point = next((one for one in chain(drawn, rest) if _told(one) not in found), None)
+            if point is None:
+                raise UserError(
+                    f"search.trials={self.trials}: no more than {number} different points were found in the space: "
+                    "take fewer trials, or wider ranges"
+                )
+            found[_told(point)] = point
+        return list(found.values())
+
+    def _draw(self, number: int, again: int) -> dict[str, Any]:
+        return {key: one.at(self._share(number, key, again)) for key, one in self.space.items()}
 
     def points(self) -> list[dict[str, Any]] | None:
         """The values of all trials; None if they depend on what is found."""
-        return None if self.search.algorithm == "optuna" else [self.point(number) for number in range(self.trials)]
+        return None if self._suggested else [self.point(number) for number in range(self.trials)]
 
     def extremes(self) -> Iterator[dict[str, Any]]:
         """Points that have every value of every choice, and both ends of every range: what is checked of a space whose
         trials are not known before."""
-        listed = {key: one.values or one.ends for key, one in self.space.items()}
+        listed = {key: one.choice or _both_ends(one) for key, one in self.space.items()}
         for turn in range(max(len(values) for values in listed.values())):
             yield {key: values[turn % len(values)] for key, values in listed.items()}
 
-    def _share(self, number: int, key: str) -> float:
+    def _share(self, number: int, key: str, again: int) -> float:
         import torch
 
-        stream = noise.key(self.search.seed, "search", number, key)
+        stream = noise.key(self.search.seed, "search", number, key, *([again] if again else []))
         return noise.uniform(stream, torch.zeros((), dtype=torch.int64)).item()
+
+
+def _both_ends(one: Range) -> tuple[Any, ...]:
+    values = one.values or one.ends
+    return values[0], values[-1]
+
+
+def _told(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True, default=str)
 
 
 def _why_not(key: str) -> str | None:

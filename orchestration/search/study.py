@@ -246,18 +246,21 @@ class Study:
     @classmethod
     def resume(cls, path: Path, preset: str, base: Mapping[str, Any], space: Space) -> "Study":
         """The study in a folder, to be continued; UserError unless it is the given one. `concurrent` may be another."""
-        study = cls(path)
+        if cls(path).check(preset, base, space):
+            write_atomically(path / FILE, _describe(preset, base, space).encode())
+        return cls(path)
+
+    def check(self, preset: str, base: Mapping[str, Any], space: Space) -> list[str]:
+        """Keys that differ from what is given, and may; UserError if others do."""
         before, now = (
             dict(_leaves(read_yaml(text, FILE)))
-            for text in (_describe(study.preset, study.base, study.space), _describe(preset, base, space))
+            for text in (_describe(self.preset, self.base, self.space), _describe(preset, base, space))
         )
         differ = [key for key in dict.fromkeys([*now, *before]) if now.get(key) != before.get(key)]
         if fixed := [key for key in differ if key != "search.concurrent"]:
             lines = [f"{key}: the study has {before.get(key)!r}, given is {now.get(key)!r}" for key in fixed]
-            raise UserError(f"study {path} can't be resumed with other settings:\n" + "\n".join(lines))
-        if differ:
-            write_atomically(path / FILE, _describe(preset, base, space).encode())
-        return cls(path)
+            raise UserError(f"study {self.path} can't be resumed with other settings:\n" + "\n".join(lines))
+        return differ
 
     def config(self, values: Mapping[str, Any], run: str = "000", start_from: str | None = None) -> Config:
         """The configuration of a trial's run with these values; UserError if they do not fit together."""

@@ -1,5 +1,6 @@
 """The live table of a study; plain lines where there is no terminal."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,7 +105,7 @@ class Table:
         grid = Grid(box=None, pad_edge=False)
         for name in ("trial", "state", "round", "tokens", "bits/token", "", *(key.rsplit(".", 1)[-1] for key in keys)):
             grid.add_column(name, justify="left" if name in ("trial", "state") else "right", no_wrap=True)
-        order = sorted(self.rows, key=lambda number: (self.rows[number].bits is None, self.rows[number].bits, number))
+        order = sorted(self.rows, key=lambda number: (_sortable(self.rows[number].bits), number))
         for number in order:
             row = self.rows[number]
             figures = ["-", ""] if row.bits is None else [f"{row.bits:.4f}", f"± {row.error:.4f}"]
@@ -113,6 +114,13 @@ class Table:
                 *(str(row.values.get(key, "-")) for key in keys),
             )  # fmt: skip
         return grid
+
+
+def _sortable(bits: float | None) -> tuple[int, float]:
+    """Trials without a figure last, before them those whose figure is no finite number."""
+    if bits is None:
+        return 2, 0.0
+    return (0, bits) if math.isfinite(bits) else (1, 0.0)
 
 
 def _told(values: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ in order, so that the place of the workers is free for the next one (`orchestrat
 """
 
 import json
+import math
 import os
 import queue
 import threading
@@ -89,6 +90,9 @@ class TrialProcess(tune.Trainable):
             record = trial.reopen()
         over = record.ended is not None
         known = trial.rounds(upto_checkpoint=not over)
+        if not over and known and known[-1].number == self._study.space.search.rounds:
+            trial.end("finished")  # it was killed after its last checkpoint, before that could be noted
+            over = True
         # A scheduler of rungs has to hear of all of them; a population is where it is.
         self._replay = known if not self._population else known[-1:] if over else []
         if not over:
@@ -151,6 +155,7 @@ class _Training:
 
 
 def _told(one: Round, *, replayed: bool = False, done: bool = False) -> dict[str, Any]:
-    """What Tune hears of a round."""
-    told = {METRIC: one.bits, "standard_error": one.error, TIME: one.number, "tokens": one.tokens}
+    """What Tune hears of a round. A bound that is no number is the worst: its schedulers sort."""
+    bits = one.bits if math.isfinite(one.bits) else math.inf
+    told = {METRIC: bits, "standard_error": one.error, TIME: one.number, "tokens": one.tokens}
     return told | {"replayed": replayed, "done": done}

@@ -44,13 +44,15 @@ class Watcher(Callback):
         self._table.ended(number)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
-        number = int(str(trial))
+        """It broke, maybe before it could make its record."""
+        number, space = int(str(trial)), self._study.space
         one = self._study.trials[number]
-        if one.record() is not None:
-            error = trial.get_pickled_error() or trial.get_error()
-            text = (str(error).strip().splitlines() or ["its process died"])[-1]
-            one.end("failed", text[:500])
-            give_back(one)
+        if one.record() is None:
+            one.begin({key: trial.config[key] for key in space.space if key in trial.config} or space.point(number))
+        error = trial.get_pickled_error() or trial.get_error()
+        text = (str(error).strip().splitlines() or ["its process died"])[-1]
+        one.end("failed", text[:500])
+        give_back(one)
         self._table.ended(number)
 
 

@@ -39,6 +39,11 @@ def test_the_checkpoint_is_found_once(donor):
     assert forks.pinned(forked(donor), True, print).train.start_from == config.train.start_from
     with pytest.raises(UserError, match=r"train\.start_from=/elsewhere: run .*fork began from .*step-00000007"):
         forks.pinned(override(config, {"train": {"start_from": "/elsewhere"}}), True, print)
+    for given in (newest.absolute().url, str(donor.path), f"{donor.path}/"):
+        assert forks.pinned(override(config, {"train": {"start_from": given}}), True, print) == config
+    for given in (str(donor.path)[:-2], newest.absolute().url[:-1]):
+        with pytest.raises(UserError, match=rf"start_from={given}: run .*fork began from"):
+            forks.pinned(override(config, {"train": {"start_from": given}}), True, print)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from orchestration.config import load
 from orchestration.jobs import versions, wheel
 from orchestration.jobs.package import pack
 from orchestration.jobs.resolve import resolve
+from orchestration.jobs.run import _begun, _command
 from orchestration.jobs.spec import Job, make
+from orchestration.search import run as run_of_search
+from orchestration.search.run import make_plan
 
 PLACE = "s3://bucket/team"
 
@@ -220,3 +223,82 @@ def test_a_version_of_the_registry_is_looked_up_by_the_job(monkeypatch):
     monkeypatch.setenv("MD4_REGISTRY", "s3://other/models")
     assert "s3://other/models" in resolve("evaluate", ["small@3"]).arguments
     assert "--registry" not in resolve("evaluate", ["/runs/mine"]).arguments
+
+
+@pytest.fixture
+def searched(elsewhere) -> list[str]:
+    """What is typed after `md4 submit search`: a space of one's own, overrides of the search and of its trials."""
+    (elsewhere / "mine.yaml").write_text("space: {optimizer.learning_rate: [1e-3, 3e-3]}\nsearch: {budget: 5898240}\n")
+    return ["pydocs-tiny", "--space", "mine.yaml", "search.rounds=3", "train.workers=1", "search.algorithm=grid"]
+
+
+def test_a_search_goes_with_its_settings_as_given(searched, elsewhere, tmp_path, monkeypatch):
+    """What follows from settings is each trial's own, so it is not sent; the job's command makes the same plan."""
+    here = make_plan("pydocs-tiny", Path("mine.yaml"), searched[3:], None, "pydocs-tiny-mine", "/shared/studies")
+    job = resolve("search", searched, place="/shared")
+    assert (job.name, job.place) == ("search-pydocs-tiny-mine", "/shared/studies/pydocs-tiny-mine")
+    assert job.arguments == (
+        "--space", "mine.yaml", "--name", "pydocs-tiny-mine", "--studies", "/shared/studies",
+        "pydocs-tiny.yaml", "search.rounds=3", "search.algorithm=grid",
+    )  # fmt: skip
+    tree = yaml.safe_load(job.files["pydocs-tiny.yaml"])
+    assert tree["data"].pop("directory") == "/shared/data"
+    assert "length" not in tree["model"]
+    assert tree == here.base
+
+    there = tmp_path / "there"
+    there.mkdir()
+    for name, text in job.files.items():
+        (there / name).write_text(text)
+    monkeypatch.chdir(there)
+    plans = []
+    monkeypatch.setattr(run_of_search, "run", lambda plan, resume, *_: plans.append((plan, resume)))
+    monkeypatch.setattr(sys, "argv", _command(job, _begun(job, None))[2:])
+    main()
+    ((plan, resume),) = plans
+    assert (plan.space, plan.points, plan.folder, resume) == (here.space, here.points, here.folder, False)
+    assert plan.base == {**here.base, "data": {**here.base["data"], "directory": "/shared/data"}}
+
+
+def test_paths_of_a_search_are_the_clusters(searched, elsewhere, monkeypatch):
+    (elsewhere / "corpus").mkdir()
+    (elsewhere / "corpus" / "a.txt").write_text("words")
+    more = ["data.source=text", "data.path=corpus", "data.directory=sets", "--name", "mine", "--studies", "/own"]
+    (elsewhere / "mine").write_text("a name is no path")
+    job = resolve("search", [*searched, *more], place=PLACE, include=["corpus"])
+    data = yaml.safe_load(job.files["pydocs-tiny.yaml"])["data"]
+    assert (data["path"], data["directory"]) == ("corpus", f"{PLACE}/sets")
+    assert set(job.files) == {"corpus/a.txt", "mine.yaml", "pydocs-tiny.yaml"}
+    assert job.place == "/own/mine"
+    mixed = 'data.mixture=[{name: a, source: text, path: corpus, directory: sets}, {name: b, directory: "/all"}]'
+    job = resolve("search", [*searched, mixed, "--studies", "/own"], place="/shared", include=["corpus"])
+    sets = yaml.safe_load(job.files["pydocs-tiny.yaml"])["data"]["mixture"]
+    assert sets == [{"name": "a", "source": "text", "path": "corpus", "directory": "/shared/sets"}, {
+        "name": "b", "directory": "/all"}]  # fmt: skip
+    assert resolve("search", ["pydocs-tiny", "--space", "schedules"], place="/x").arguments[:2] == (
+        "--space", "schedules",
+    )  # fmt: skip
+
+
+def test_a_study_needs_a_folder_that_all_machines_share(searched):
+    message = r"studies=studies must be a folder that all machines of the cluster share, and can't lie in S3"
+    for place in (PLACE, None):
+        with pytest.raises(UserError, match=message):
+            resolve("search", searched, place=place)
+    with pytest.raises(UserError, match=r"studies=s3://bucket/studies must be a folder"):
+        resolve("search", [*searched, "--studies", "s3://bucket/studies"], place="/shared")
+    with pytest.raises(UserError, match=r"unknown key 'search\.rouns'; did you mean 'rounds'"):
+        resolve("search", [*searched, "search.rouns=3"], place="/shared")
+    with pytest.raises(UserError, match=r"--space is missing"):
+        resolve("search", ["pydocs-tiny"], place="/shared")
+
+
+def test_a_study_that_exists_is_resumed_by_the_next_attempt(searched, tmp_path):
+    job = resolve("search", searched, place=str(tmp_path / "shared"))
+    study = Path(job.place)
+    assert "--resume" not in _command(job, _begun(job, None))
+    study.mkdir(parents=True)
+    (study / "study.yaml").write_text("")
+    assert _command(job, _begun(job, None))[3:5] == ["search", "--resume"]
+    asked = resolve("search", [*searched, "--resume"], place=str(tmp_path / "shared"))
+    assert _command(asked, _begun(asked, None)).count("--resume") == 1

@@ -1,12 +1,15 @@
 """What a search says before it starts: budgets, packing, what is refused. Nothing is started here."""
 
+from pathlib import Path
+
 import pytest
 
 from md4.errors import UserError
+from orchestration.cli import main
 from orchestration.config import load
 from orchestration.search.budget import budget
 from orchestration.search.packing import pack
-from orchestration.search.run import find_space, make_plan
+from orchestration.search.run import Plan, find_space, make_plan
 from orchestration.search.space import Settings
 from orchestration.search.study import Study
 from tests.orchestration.search.conftest import STEP_TOKENS
@@ -133,3 +136,55 @@ def test_a_study_is_resumed_only_as_what_it_is(planned):
         pass
     with pytest.raises(UserError, match=r"is not a study's folder .*studies there: study"):
         Study(plan.folder.parent / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "studies", "message"),
+    [
+        ("my study", "studies", r"--name 'my study': a study's name has letters, digits and \. _ - alone"),
+        ("a/../b", "studies", r"--name 'a/\.\./b': "),
+        ("a\n", "studies", r"--name 'a\\n': "),
+        (".", "studies", r"--name '\.': "),
+        ("..", "studies", r"--name '\.\.': "),
+        (None, "s3://bucket/studies", r"--studies s3://bucket/studies: a study can't lie in s3: .* of this machine"),
+        (None, Path("gs://bucket"), r"--studies gs:/bucket: a study can't lie in gs: "),
+    ],
+)
+def test_a_study_has_a_name_that_its_winner_can_have_and_a_folder_here(name, studies, message):
+    with pytest.raises(UserError, match=message):
+        make_plan("pydocs-tiny", find_space(Path("schedules")), [], None, name, studies)
+    assert not Path("s3:").exists()
+
+
+def typed(plan: Plan, tmp_path, given, *options: str) -> list[str]:
+    """`md4 search` of a plan of the fixture `planned`, which is not to start Ray."""
+    place = ["--space", f"{tmp_path}/study.yaml", "--name", plan.folder.name, "--studies", str(plan.folder.parent)]
+    return ["md4", "search", "pydocs-tiny", *place, *options, *given, "train.workers=1"]
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_what_trials_lack_is_said_before_ray_starts(planned, tmp_path, given, monkeypatch, capsys, options):
+    def start(*_, **__) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("orchestration.search.run.cluster", start)
+    plan = planned(RATES, {"algorithm": "grid"})
+
+    def refused(*more: str) -> str:
+        monkeypatch.setattr("sys.argv", typed(plan, tmp_path, given, *options, *more))
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    gone = [one if not one.startswith("data.path=") else "data.path=/nowhere.txt" for one in given]
+    monkeypatch.setattr("sys.argv", typed(plan, tmp_path, gone, *options))
+    with pytest.raises(SystemExit):
+        main()
+    assert "/nowhere.txt" in capsys.readouterr().err
+    assert "study is not a study's folder (it has no study.yaml)" in refused("--resume")
+    assert not plan.folder.exists()
+    Study.create(plan.folder, plan.preset, plan.base, plan.space)
+    assert "exists already: continue it with --resume, or choose another --name" in refused()
+    assert "search.seed: the study has 0, given is 7" in refused("--resume", "search.seed=7")

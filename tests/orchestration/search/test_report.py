@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from md4 import noise
+from md4.errors import Failed
 from md4.likelihood import mean_and_error, nelbo
 from md4.model import ModelConfig, build
 from md4.objectives import bits_per_token
@@ -19,8 +21,10 @@ from orchestration.events import Events
 from orchestration.runs import Run
 from orchestration.search.ranking import difference, rank
 from orchestration.search.report import write_report
+from orchestration.search.run import _finish
 from orchestration.search.study import Begin, Study
 from orchestration.search.table import Table
+from orchestration.search.trial import _told
 
 SPACE = {"optimizer.learning_rate": {"loguniform": [1e-4, 1e-1]}, "model.schedule": ["linear", "cosine", "poly2"]}
 # Of each trial: the bounds after its rounds, and how it ended.
@@ -98,8 +102,41 @@ def test_the_report_the_winner_and_the_pictures(study):
     assert winner.model.schedule == best["model.schedule"]
     assert winner.optimizer.learning_rate == best["optimizer.learning_rate"]
     assert (winner.train.steps, winner.runs, winner.checkpoint.every) == (12, "runs", 200)
+    assert winner.evaluation.every == load("pydocs-tiny").evaluation.every
     for picture in ("curves.png", "parallel.png"):
         assert (study.path / picture).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("bound", [math.nan, math.inf])
+def test_a_bound_that_is_no_number_is_last_and_the_report_appears(planned, bound):
+    plan = planned(SPACE, {"trials": 6})
+    study = Study.create(plan.folder, plan.preset, plan.base, plan.space)
+    for number, (bounds, how) in enumerate([([4.0, bound, bound], "finished"), *TOLD[1:]]):
+        write_trial(study, number, bounds, how)
+    ranked = rank(study)
+    assert [one.record.number for one in ranked] == [1, 2, 4, 3, 0, 5]
+    assert (ranked[-2].behind, ranked[-2].significant) == (None, None)
+    said: list[str] = []
+    _finish(study, said.append)
+    assert said[1].startswith("best: trial 001, <= 3.1000")
+    last = json.loads((study.path / "report.json").read_text())["trials"][-2]
+    assert (last["trial"], last["bits"], [one["bits"] for one in last["rounds"]]) == (0, None, [4.0, None, None])
+    table = Table(Console(file=io.StringIO(), force_terminal=True))
+    with table.showing(study):
+        for number, bits in ((0, bound), (1, 3.2), (2, bound), (3, 3.1)):
+            told = {"round": 1, "tokens": 2048, "bits_per_token": bits, "standard_error": 0.0, "replayed": True}
+            table.measured(number, told)
+        assert list(table._grid().columns[0].cells) == ["003", "001", "000", "002", "004", "005"]
+    assert _told(study.trials[0].rounds()[-1])["bits_per_token"] == math.inf
+
+
+def test_without_a_finite_bound_there_is_nothing_to_rank(planned):
+    plan = planned(SPACE, {"trials": 2})
+    study = Study.create(plan.folder, plan.preset, plan.base, plan.space)
+    write_trial(study, 0, [4.0, 3.0, math.nan], "finished")
+    write_trial(study, 1, [4.0], "stopped")
+    with pytest.raises(Failed, match="came to its end with a finite bound: there is nothing to rank"):
+        _finish(study, print)
 
 
 def test_a_trial_that_went_on_from_another_has_the_rounds_of_both_runs(study):

@@ -19,9 +19,10 @@ from orchestration import checkpoints
 from orchestration.config import load
 from orchestration.events import Events
 from orchestration.runs import Run
-from orchestration.search.run import Plan, run
+from orchestration.search.run import Plan, on_this_node, run
 from orchestration.search.study import Study
 from orchestration.search.table import Table
+from orchestration.search.trial import METRIC
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 POPULATION = (
@@ -89,6 +90,17 @@ def test_two_trials_of_three_workers_by_halving_on_four_cpus(planned, capsys):
         run(plan, False, said.append, quiet())
 
 
+def test_trials_processes_stay_on_the_node_of_the_search():
+    """They work in its folder, and write the study's."""
+    asked = on_this_node()
+    assert list(asked) == [f"node:{ray.util.get_node_ip_address()}"]
+    group = ray.util.placement_group([asked])
+    ray.get(group.ready(), timeout=60)
+    nodes = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    assert list(nodes.values()) == [ray.get_runtime_context().get_node_id()]
+    ray.util.remove_placement_group(group)
+
+
 @pytest.mark.slow
 def test_more_trials_than_fit_run_in_turn_and_none_waits_for_ever(planned):
     """Four trials of two workers, all at a time by the settings, on four CPUs."""
@@ -150,16 +162,20 @@ def test_optuna_proposes_and_remembers_what_was_measured(planned):
     before = [one.record() for one in study.trials]
     assert all(one.ended.how in ("finished", "stopped") for one in before)
     assert len({one.values["optimizer.learning_rate"] for one in before}) == 4
-    report = (study.path / "report.json").read_bytes()
-    # As if it had been killed before the last trial began.
-    (study.path / "trials" / "003.json").unlink()
-    shutil.rmtree(study.path / "trials" / "003")
-    again = run(plan, True, print, quiet())
+    # As if it had been killed before the second trial had a record, and after others had: each keeps what is its own.
+    (study.path / "trials" / "001.json").unlink()
+    shutil.rmtree(study.path / "trials" / "001")
+    told: list[tuple[int, float]] = []
+    table = quiet()
+    measured = table.measured
+    table.measured = lambda number, result: (told.append((number, result[METRIC])), measured(number, result))
+    again = run(plan, True, print, table)
     after = [one.record() for one in again.trials]
-    assert after[:3] == before[:3]
-    assert after[3].ended.how in ("finished", "stopped")
-    assert [len(Run(study.path / "trials" / f"{n:03d}").metrics("start")) for n in range(3)] == [1, 1, 1]
-    assert (study.path / "report.json").read_bytes() != report or after[3].values == before[3].values
+    assert [after[n] for n in (0, 2, 3)] == [before[n] for n in (0, 2, 3)]
+    assert after[1].ended.how in ("finished", "stopped")
+    assert [len(Run(study.path / "trials" / f"{n:03d}").metrics("start")) for n in range(4)] == [1, 1, 1, 1]
+    for number in (0, 2, 3):  # what Optuna heard of them again
+        assert [bits for one, bits in told if one == number] == [one.bits for one in again.trials[number].rounds()]
 
 
 def command(plan: Plan, overrides: list[str], folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Space files: what they mean, what is refused, and that values are a function of seed, number and key."""
 
+import json
 import math
 
 import pytest
@@ -17,8 +18,8 @@ def made(space: dict, **search) -> Space:
 
 def test_ranges_have_the_values_that_they_say():
     assert Range.model_validate([1, "a", None]).values == (1, "a", None)
-    assert Range.model_validate({"int": [2, 6], "step": 2}).values == (2, 4, 6)
-    assert Range.model_validate({"int": [1, 3]}).values == (1, 2, 3)
+    assert Range.model_validate({"int": [2, 6], "step": 2}).values == range(2, 7, 2)
+    assert Range.model_validate({"int": [1, 3]}).values == range(1, 4)
     assert Range.model_validate({"uniform": [0.4, 1], "step": 0.2}).values == (0.4, 0.6, 0.8, 1.0)
     assert Range.model_validate({"uniform": [0, 1], "step": 0.3}).values == (0.0, 0.3, 0.6, 0.9)
     one = Range.model_validate({"loguniform": [1e-4, 1e-2]})
@@ -26,7 +27,8 @@ def test_ranges_have_the_values_that_they_say():
     assert one.at(0.5) == pytest.approx(1e-3)
     assert (one.clipped(1.0), one.clipped(0.0)) == (0.01, 0.0001)
     assert one.place(1e-3) == pytest.approx(0.5)
-    assert Range.model_validate({"int": [2, 6], "step": 2}).clipped(4.9) == 4
+    even = Range.model_validate({"int": [2, 6], "step": 2})
+    assert [even.clipped(value) for value in (4.9, 5, 5.1, 0, 99)] == [4, 4, 6, 2, 6]
     assert Range.model_validate({"uniform": [1, 3]}).at(0.25) == 1.5
 
 
@@ -37,6 +39,34 @@ def test_values_depend_on_seed_number_and_key_alone():
         assert one.point(number).items() <= more.point(number).items()
     assert one.points() != made(keys, trials=4, seed=1).points()
     assert len({point["optimizer.learning_rate"] for point in more.points()}) == 9
+
+
+def test_a_huge_range_costs_no_more_than_a_small_one():
+    one = Range.model_validate({"int": [1, 2**62 - 1], "step": 3})
+    assert (one.at(0.0), one.clipped(8), one.clipped(8.6), one.place(1)) == (1, 7, 10, 0)
+    assert one.at(1 - 2**-53) in one.values
+    space = made({"seed": {"int": [1, 10**18]}, "model.schedule": ["linear", "cosine", "poly2"]}, algorithm="optuna")
+    assert [tuple(point.values()) for point in space.extremes()] == [
+        (1, "linear"), (10**18, "cosine"), (1, "poly2"),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"the grid has 1,000,000,000,000,000,000 points"):
+        made({"seed": {"int": [1, 10**18]}}, algorithm="grid")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_trial_of_a_random_search_is_the_same_as_another(seed):
+    keys = {"optimizer.learning_rate": [1e-3, 3e-3], "model.times": [{"a": 0.5}, {"a": 1}, {}]}
+    points = made(keys, trials=6, seed=seed).points()
+    assert len({json.dumps(point) for point in points}) == 6
+    assert made(keys, trials=4, seed=seed).points() == points[:4]
+    assert made(keys, trials=6, seed=seed).points() == points
+
+
+def test_without_a_number_there_are_no_more_trials_than_points():
+    assert made({"seed": [1, 2]}).trials == len(made({"seed": [1, 2]}).points()) == 2
+    assert made({"seed": list(range(9))}).trials == 8
+    with pytest.raises(UserError, match=r"search\.trials=8: no more than \d different points were found in the space"):
+        made({"optimizer.eps": {"uniform": [1, 1.000002]}}).points()
 
 
 def test_random_values_spread_evenly():
@@ -88,6 +118,15 @@ RATE = {"optimizer.learning_rate": {"loguniform": [1e-4, 1e-2]}}
         ({"model.network.layers": [1, 2]}, {"scheduler": "pbt"}, "pbt changes values while a trial runs"),
         (RATE, {"scheduler": "pbt", "trials": 1}, "a population has at least 2"),
         ({"model.times": [{"a": 0.5}, {"a": 1}]}, {"algorithm": "optuna"}, "optuna takes choices of numbers"),
+        ({"model.network.dropout": {"uniform": [math.nan, 1]}}, {}, "should be a finite number"),
+        ({"model.network.dropout": {"uniform": [0, math.inf]}}, {}, "should be a finite number"),
+        ({"model.network.dropout": {"uniform": [0, 1], "step": math.inf}}, {}, "step=inf: .*finite number"),
+        ({"model.network.dropout": {"uniform": [0, 1], "step": 1e-9}}, {}, r"more than 10,000 values of uniform=\[0"),
+        ({"model.network.dropout": [0, math.inf]}, {}, "choice has a number that is not finite"),
+        ({"seed": {"int": [0, 2**63 - 1]}}, {}, r"int=\[0, 9223372036854775807\]: both must be between -2\^62"),
+        ({"data.length": {"int": [16, 64]}}, {"algorithm": "optuna"}, r"space\.data\.length: needs a choice"),
+        ({"seed": [1, 2]}, {"trials": 3}, r"search\.trials=3: the space has 2 different points, .* take 2 or fewer"),
+        ({"optimizer.eps": [1]}, {"scheduler": "pbt"}, "has one point alone, and a population has at least 2 trials"),
         ({}, {}, "space"),
     ],
 )
@@ -108,7 +147,7 @@ def test_a_file_that_is_no_space_is_named(tmp_path):
     file.write_text("space: {seed: [1, 2]}\nsearch: {}\n")
     with pytest.raises(UserError, match=r"key 'search\.budget' is missing"):
         spaces.read(file)
-    assert spaces.read(file, {"budget": 5, "trials": 3}).trials == 3
+    assert spaces.read(file, {"budget": 5, "trials": 2}).trials == 2
 
 
 @pytest.mark.parametrize("file", sorted(SPACES.glob("*.yaml")), ids=lambda file: file.stem)
