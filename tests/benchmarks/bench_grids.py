@@ -1,6 +1,6 @@
 """Searched time grids against the named ones, and the sampler frontier beside, on the demos of text and images.
 
-    python -m tests.benchmarks.bench_grids [PRESET=RUN ...]     an hour on two cores, two thirds of it with trained runs
+    python -m tests.benchmarks.bench_grids [PRESET=RUN ...]     an hour on one core, most of it for the text
 
 Trains `pydocs-tiny` and `digits-tiny`, or takes the runs given (the other preset's figures then stay as they are). For
 each: grids of 8, 16, 32 (and 64) steps searched on half of the validation rows; the bounds (T-step negative ELBO, the
@@ -33,7 +33,7 @@ ASKED = (8, 16, 32)
 # rows lack masks make up for.
 PLANS = {
     "digits-tiny": Wanted(Search((*ASKED, 64), rows=85, draws=16), count=512),
-    "pydocs-tiny": Wanted(Search(ASKED, rows=800, draws=2), count=192),
+    "pydocs-tiny": Wanted(Search(ASKED, rows=929, draws=4), count=192),
 }
 
 
