@@ -243,8 +243,9 @@ def test_a_killed_population_goes_on_with_its_forks(planned, tmp_path, given):
         if not (plan.folder / "study.yaml").exists():
             return None
         records = [one.record() for one in Study(plan.folder).trials]
-        runs = [Run(plan.folder / "trials" / one.segments[-1].run) for one in records if one and len(one.segments) > 1]
-        return next((run for run in runs if run.path.exists() and run.metrics("train")), None)
+        forks = [plan.folder / "trials" / one.segments[-1].run for one in records if one and len(one.segments) > 1]
+        runs = [Run(folder) for folder in forks if (folder / "config.yaml").exists()]
+        return next((run for run in runs if run.metrics("train")), None)
 
     wait_for(fork, 240)
     driver.send_signal(signal.SIGKILL)
