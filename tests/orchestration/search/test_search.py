@@ -54,11 +54,13 @@ def alive(pid: int) -> bool:
 def test_two_trials_of_three_workers_by_halving_on_four_cpus(planned, capsys):
     """More at a time than fit are asked for: they run one after the other. The second learns nothing, so it is ended
     after its first round: its workers are gone and their CPUs free, long before its last step."""
+    every = 300  # steps of a round: many, for the trainer goes on while Tune decides
     plan = planned(
         {"optimizer.learning_rate": [1e-2, 1e-9]},
         {"algorithm": "grid", "scheduler": "asha", "reduction": 2, "concurrent": 4},
         "train.workers=3",
-        every=60,
+        "train.log_every=20",
+        every=every,
     )
     said: list[str] = []
     study = run(plan, False, said.append, quiet())
@@ -66,10 +68,10 @@ def test_two_trials_of_three_workers_by_halving_on_four_cpus(planned, capsys):
 
     good, bad = (one.record() for one in study.trials)
     assert (good.ended.how, bad.ended.how, bad.ended.round) == ("finished", "stopped", 1)
-    assert [one.tokens for one in study.trials[0].rounds()] == [60 * 512, 120 * 512, 180 * 512]
+    assert [one.tokens for one in study.trials[0].rounds()] == [every * 512, 2 * every * 512, 3 * every * 512]
     assert [one.number for one in study.trials[1].rounds()] == [1]
     stopped = Run(study.path / "trials" / "001")
-    assert max(row["step"] for row in stopped.metrics("train")) < 180
+    assert max(row["step"] for row in stopped.metrics("train")) < 3 * every
     (start,) = stopped.metrics("start")
     wait_for(lambda: not alive(start["pid"]))
     wait_for(lambda: ray.available_resources().get("CPU", 0) == 4)
@@ -79,9 +81,9 @@ def test_two_trials_of_three_workers_by_halving_on_four_cpus(planned, capsys):
     assert "trial 001 stopped: after round 1 of 3, below the cut of its rung" in shown
     report = json.loads((study.path / "report.json").read_text())
     assert [(one["trial"], one["state"]) for one in report["trials"]] == [(0, "finished"), (1, "stopped")]
-    assert "| 1 | 000 | finished | 92,160 |" in (study.path / "report.md").read_text()
+    assert "| 1 | 000 | finished | 460,800 |" in (study.path / "report.md").read_text()
     winner = load(str(study.path / "winner.yaml"))
-    assert (winner.name, winner.optimizer.learning_rate, winner.train.steps) == ("study-winner", 0.01, 180)
+    assert (winner.name, winner.optimizer.learning_rate, winner.train.steps) == ("study-winner", 0.01, 3 * every)
     assert winner.checkpoint.keep == 2
     for picture in ("curves.png", "parallel.png"):
         assert (study.path / picture).read_bytes().startswith(b"\x89PNG")
