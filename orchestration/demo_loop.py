@@ -88,9 +88,9 @@ class Loop:
         return Path("studies") / name
 
     def _train(self, studies: list[Path]) -> tuple[Path, Path, Path]:
-        """The run of the best settings; those of the worst trial that came to its end, and of the best."""
+        """The run of the best settings; those of the worst trial, maybe one that was stopped early, and of the best."""
         everything = [(study, trial) for study in studies for trial in _ranked(study)]
-        trials = [(one["bits"], _run_of(study, one)) for study, one in everything if one["state"] == "finished"]
+        trials = [(one["bits"], _run_of(study, one)) for study, one in everything if one["state"] != "failed"]
         bits, study = min((_ranked(study)[0]["bits"], study) for study in studies)
         self.demo.md4("train", str(study / "winner.yaml"), "name=winner", *self.sizes.longer)
         self.found |= {"trials": len(everything), "winner_of": study.name, "searched_bits": bits}
@@ -105,7 +105,7 @@ class Loop:
         wait_for_the_next_minute()
         self.demo.md4("cron", "run", "--once")
         self.demo.md4("cron", "pause", "evaluation")
-        job = next(iter(Store("cron").history("evaluation", 1))).submission_id
+        job = next(one.submission_id for one in Store("cron").history("evaluation") if one.submitted)
         self.demo.md4("jobs", "logs", job)
         self.demo.md4("cron", "run", "--once")
         self.demo.md4("cron", "history", "evaluation")

@@ -63,14 +63,18 @@ def test_the_loop_with_two_trials(ray_cluster, sender, corpus, data_directory, t
     own = [one for one in tiny_settings(corpus, data_directory, tmp_path) if not one.startswith(("name=", "runs="))]
     sizes = Sizes(
         settings=tuple(one for one in (*own, "train.workers=1") if not one.startswith("optimizer.learning_rate")),
-        searches=(("none", "space.yaml"),),
+        searches=(("asha", "space.yaml", "search.reduction=2", "search.concurrent=1"),),
         search=("search.rounds=2", f"search.budget={2 * ROUND * STEP_TOKENS}"),
         longer=(f"train.steps={6 * ROUND}",),
         suite=str(tmp_path / "small.yaml"),
         requests=16,
     )
     found = Loop(sizes, Here(tmp_path)).play()
-    assert found["trials"] == 2
+    report = json.loads((tmp_path / "studies" / "loop-asha" / "report.json").read_text())
+    assert [(one["trial"], one["state"], one["tokens"]) for one in report["trials"]] == [
+        (0, "finished", 2 * ROUND * STEP_TOKENS),
+        (1, "stopped", ROUND * STEP_TOKENS),  # with the CPU that it gave back the winner was trained
+    ]
     check(found, sizes)
 
 
@@ -91,7 +95,7 @@ def check(found: dict, sizes: Sizes) -> None:
     registry = Registry("registry")
     assert [one.number for one in registry.versions(MODEL)] == [1, 2, 3, 4]
     story = [(one.action, one.version) for one in registry.name(MODEL, NAME).history]
-    assert story == [("promote", 1), ("try", 2), ("confirm", 2), ("try", 4), ("drop", 4)]
+    assert story == [("promote", 1), ("candidate", 2), ("confirm", 2), ("candidate", 4), ("drop", 4)]
     assert registry.name(MODEL, NAME).version == 2
     # The job's figures are those that the rule read: of the winner's weights, better than version 1, and 3 is worse.
     bounds = {}

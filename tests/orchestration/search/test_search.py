@@ -51,6 +51,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_two_trials_of_three_workers_by_halving_on_four_cpus(planned, capsys):
     """More at a time than fit are asked for: they run one after the other. The second learns nothing, so it is ended
     after its first round: its workers are gone and their CPUs free, long before its last step."""
