@@ -14,6 +14,8 @@ from orchestration.commands.arguments import RunFolder, group, say
 
 app = group()
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @app.command()
 def serve(
@@ -59,17 +61,33 @@ def serve(
     free_port(config.host, config.port)  # said at once, not after half a minute
     # As many logical CPUs as the replicas ask for; Serve's own actors and gateways ask for none.
     with cluster(num_cpus=max(os.cpu_count() or 1, math.ceil(config.replicas * config.num_cpus))) as own:
+        stop = _stop_when_asked()
         server = serve_run(run, config, models, registry=registry)
         say(
             f"serving {', '.join([str(run), *models])} at {server.url} (a page; POST /v1/samples, described at "
             f"{server.url}/docs; metrics at {server.metrics_url}); Ctrl-C ends it"
         )
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             signal.signal(number, lambda *_: stop.set())
         stop.wait()
         say("stopping")
         server.stop(cluster_ends=own)
+
+
+def _stop_when_asked() -> threading.Event:
+    """Set by a signal, also by one that comes when the service answers already but its start is not over.
+
+    A second one ends a start that doesn't come to its end."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler)
+        say("stopping as soon as it has started; once more ends it at once")
+
+    for number in _SIGNALS:
+        signal.signal(number, ask)
+    return stop
 
 
 @app.command("key")
