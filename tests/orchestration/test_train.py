@@ -183,7 +183,8 @@ def test_a_killed_run_in_s3_resumes_on_a_machine_that_has_nothing_of_it(undistur
     assert [one["workers"] for one in Events(run.place).read("workers")] == [2, 2]
     there = {path.partition("/")[0] for path in run.place.list()}
     assert there == {"checkpoints", "config.yaml", "events.jsonl", "metrics.jsonl", "progress.json", "tensorboard"}
-    assert len([path for path in run.place.list() if path.startswith("tensorboard/")]) == 2
+    # The second machine's file, and the first one's if it was sent before the kill: that is done now and then.
+    assert len([path for path in run.place.list() if path.startswith("tensorboard/")]) in (1, 2)
     assert sum(s3.failed.values()) > 10
 
 
