@@ -90,7 +90,8 @@ class Loop:
     def _train(self, studies: list[Path]) -> tuple[Path, Path, Path]:
         """The run of the best settings; those of the worst trial, maybe one that was stopped early, and of the best."""
         everything = [(study, trial) for study in studies for trial in _ranked(study)]
-        trials = [(one["bits"], _run_of(study, one)) for study, one in everything if one["state"] != "failed"]
+        judged = [one for one in everything if one[1]["state"] != "failed" and one[1]["bits"] is not None]
+        trials = [(one["bits"], _run_of(study, one)) for study, one in judged]
         bits, study = min((_ranked(study)[0]["bits"], study) for study in studies)
         self.demo.md4("train", str(study / "winner.yaml"), "name=winner", *self.sizes.longer)
         self.found |= {"trials": len(everything), "winner_of": study.name, "searched_bits": bits}
